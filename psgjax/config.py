@@ -1,0 +1,371 @@
+"""What a run is: frozen dataclasses, the named methods as data, and JSON both ways.
+
+Nothing here imports jax, so that a mistake on the command line is found before anything slow is loaded. Every field carries
+its sentence of explanation in its type (PEP 727); the command line shows the same sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from typing_extensions import Doc
+
+Source = Literal["auto", "tfds", "idx", "packaged"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
+
+
+def _check(holds: bool, name: str, given: object, accepted: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {given}; it must be {accepted}.")
+
+
+def _known(kind: str, name: str, known: tuple[str, ...]) -> str:
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise ConfigError(f"unknown {kind} {name!r}; known are {', '.join(known)}. Did you mean {near[0]!r}?")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One formulation of adversarial training; the defaults are PSG-GAN as `docs/method.md` reads it."""
+
+    generators: Annotated[
+        int, Doc("How many identical generators K are trained in parallel (paper, section 3.1: two).")
+    ] = 2
+    scores: Annotated[
+        Literal["softmax", "independent"],
+        Doc(
+            "How D's scores are read: a softmax over the tuple chooses the real image, or each image is judged on its own."
+        ),
+    ] = "softmax"
+    loss: Annotated[
+        Literal["cross-entropy", "hinge", "wasserstein", "mad-gan", "mgan"],
+        Doc(
+            "D's loss: cross-entropy (with independent scores: binary), hinge, WGAN-GP's critic, MAD-GAN's or MGAN's classifier."
+        ),
+    ] = "cross-entropy"
+    gate: Annotated[
+        Literal["triplet", "majority", "mean", "none"],
+        Doc("Where Algorithm 1 decides: in each triplet, once a batch by majority or by mean score, or nowhere."),
+    ] = "triplet"
+    mask_average: Annotated[
+        Literal["batch", "selected"],
+        Doc("A gated loss is averaged over the whole batch, or over the selected triplets alone."),
+    ] = "batch"
+    generator_loss: Annotated[
+        Literal["non-saturating", "minimax"],
+        Doc("Generators raise the log-probability of being called real, or lower that of being called fake."),
+    ] = "non-saturating"
+    average_loss: Annotated[
+        Literal["generators", "discriminator", "both"],
+        Doc("Who receives the generators' average loss where D chose the real image (Algorithm 1, third branch)."),
+    ] = "generators"
+    average_loss_weight: Annotated[float, Doc("Factor on that average loss.")] = 1.0
+    correct_weight: Annotated[
+        float, Doc("D's weight in a triplet that it got right: 0 (the paper) to 1 (always updated).")
+    ] = 0.0
+    update_order: Annotated[
+        Literal["simultaneous", "alternating"],
+        Doc("Both sides from one forward pass of D, or D first and the generators against the new D."),
+    ] = "simultaneous"
+    discriminator_steps: Annotated[
+        int, Doc("Discriminator updates for each generator update (alternating order only).")
+    ] = 1
+    latents: Annotated[
+        Literal["shared", "independent"], Doc("All generators see the same z, or each draws its own.")
+    ] = "shared"
+    spectral_norm: Annotated[bool, Doc("Divide each of D's kernels by its largest singular value (SNGAN).")] = False
+    power_iterations: Annotated[int, Doc("Power iterations for each discriminator update.")] = 1
+    warmup_iterations: Annotated[int, Doc("Power iterations at initialisation, before the first update.")] = 0
+    gradient_penalty: Annotated[
+        float, Doc("Weight of WGAN-GP's penalty on D's gradient norm (wasserstein loss only).")
+    ] = 10.0
+    diversity_weight: Annotated[
+        float, Doc("MGAN's beta: weight of the generators' classification loss (mgan loss only).")
+    ] = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed or contradicts itself, with the reason."""
+        for name, least in (
+            ("generators", 1),
+            ("discriminator_steps", 1),
+            ("power_iterations", 1),
+            ("warmup_iterations", 0),
+        ):
+            _check(
+                getattr(self, name) >= least,
+                f"method.{name}",
+                getattr(self, name),
+                f"a whole number of at least {least}",
+            )
+        _check(0 <= self.correct_weight <= 1, "method.correct_weight", self.correct_weight, "a number from 0 to 1")
+        for name in ("average_loss_weight", "gradient_penalty", "diversity_weight"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, f"method.{name}", value, "a finite number, 0 or more")
+        if self.scores == "softmax" and self.loss != "cross-entropy":
+            raise ConfigError(
+                f"method.loss {self.loss} with method.scores softmax: a softmax over the tuple defines a likelihood, which only "
+                "cross-entropy optimises; use --method.scores independent, or --method.loss cross-entropy."
+            )
+        if self.loss in ("wasserstein", "mad-gan", "mgan") and self.gate != "none":
+            reason = {
+                "wasserstein": "a critic's scores call nothing real or fake, so there is no choice to gate by",
+                "mad-gan": "its discriminator names the generator of each image and makes no choice among a triplet",
+                "mgan": "its classifier is trained on every generated image, whatever the discriminator chose",
+            }[self.loss]
+            raise ConfigError(
+                f"method.gate {self.gate} with method.loss {self.loss}: {reason}; use --method.gate none."
+            )
+        if self.loss in ("mad-gan", "mgan") and self.generators == 1:
+            raise ConfigError(
+                f"method.generators 1 with method.loss {self.loss}: naming the generator of an image needs at least two; "
+                "use --method.generators 2 or more, or --method.loss cross-entropy."
+            )
+        if self.loss in ("wasserstein", "mgan") and self.generator_loss == "minimax":
+            raise ConfigError(
+                f"method.generator_loss minimax with method.loss {self.loss}: its paper defines one generator loss only; "
+                "use --method.generator-loss non-saturating."
+            )
+        if self.gate == "none" and self.average_loss != "generators":
+            raise ConfigError(
+                f"method.average_loss {self.average_loss} with method.gate none: the average loss belongs to Algorithm 1's third "
+                "branch, and without a gate there are no branches; use --method.gate triplet, majority or mean."
+            )
+        if self.update_order == "simultaneous" and self.discriminator_steps != 1:
+            raise ConfigError(
+                f"method.discriminator_steps {self.discriminator_steps} with method.update_order simultaneous: one pass of D "
+                "serves one update of each side; use --method.update-order alternating."
+            )
+
+
+_UNGATED = Method(generators=1, scores="independent", gate="none")
+
+# The named methods: points on one grid (docs/method.md), and the peers whose formulations do not lie on it.
+METHODS: dict[str, Method] = {
+    "psg": Method(),
+    "sngan": dataclasses.replace(_UNGATED, spectral_norm=True),
+    "gan": _UNGATED,
+    "relativistic": dataclasses.replace(_UNGATED, scores="softmax"),
+    "stackelberg": dataclasses.replace(_UNGATED, generators=2),
+    "psg-sn": Method(spectral_norm=True),
+    "mad-gan": dataclasses.replace(_UNGATED, generators=2, loss="mad-gan"),
+    "mgan": dataclasses.replace(_UNGATED, generators=2, loss="mgan", latents="shared"),
+    "wgan-gp": dataclasses.replace(_UNGATED, loss="wasserstein", update_order="alternating", discriminator_steps=5),
+}
+
+
+def named_method(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        ConfigError: If there is none; the message gives the nearest name.
+    """
+    return METHODS[_known("method", name, tuple(METHODS))]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which generator and discriminator are trained, and how large they are (`networks.py`)."""
+
+    name: Annotated[
+        Literal["dcgan28", "sngan32", "infogan28", "mlp"],
+        Doc(
+            "Layers: dcgan28 (28x28, the reference), sngan32 (images padded to 32x32), infogan28, or mlp (points in the plane)."
+        ),
+    ] = "dcgan28"
+    width: Annotated[
+        int, Doc("Channels of the layer next to the image (mlp: of every hidden layer); deeper layers have multiples.")
+    ] = 64
+    latent_size: Annotated[int, Doc("Length of the latent vector z, drawn from a standard normal distribution.")] = 100
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        for name in ("width", "latent_size"):
+            _check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam for both sides; the defaults are setting C of Miyato et al. 2018, Table 1."""
+
+    learning_rate: Annotated[
+        float, Doc("Adam's step size for the generators, and for D where it has none of its own.")
+    ] = 2e-4
+    discriminator_learning_rate: Annotated[
+        float | None, Doc("D's own step size; the generators' where none is given.")
+    ] = None
+    beta1: Annotated[float, Doc("Adam's decay of the first moment.")] = 0.5
+    beta2: Annotated[float, Doc("Adam's decay of the second moment.")] = 0.999
+    schedule: Annotated[
+        Literal["constant", "linear"], Doc("The step size stays, or falls linearly to zero at the last step.")
+    ] = "constant"
+    average_decay: Annotated[
+        float, Doc("Decay of the exponential moving average of the generators that is sampled; 0 keeps none.")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse step sizes and decays with which Adam cannot run."""
+        for name in ("learning_rate", "discriminator_learning_rate"):
+            value = getattr(self, name)
+            _check(
+                value is None or (math.isfinite(value) and value > 0),
+                f"optimizer.{name}",
+                value,
+                "a finite number above 0",
+            )
+        for name in ("beta1", "beta2", "average_decay"):
+            _check(
+                0 <= getattr(self, name) < 1,
+                f"optimizer.{name}",
+                getattr(self, name),
+                "a number from 0 up to, not including, 1",
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images come from (`data.py`)."""
+
+    source: Annotated[
+        Source,
+        Doc(
+            "tfds (TensorFlow Datasets), idx (the four files in --data.dir), packaged (5,000 images), or auto: the best at hand."
+        ),
+    ] = "auto"
+    dir: Annotated[
+        Path | None,
+        Doc("Folder of the four IDX files, gzipped or not; with tfds: files already downloaded (manual_dir)."),
+    ] = None
+    name: Annotated[Literal["mnist", "fashion_mnist"], Doc("The data set.")] = "mnist"
+    train_images: Annotated[
+        int, Doc("Train on the first so many training images of the canonical order; 0 takes all.")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a negative count and a folder that the source would ignore."""
+        _check(self.train_images >= 0, "data.train_images", self.train_images, "a whole number, 0 for all")
+        if self.source == "packaged" and self.dir is not None:
+            raise ConfigError(
+                f"data.dir {self.dir} with data.source packaged: that source reads no folder; use --data.source idx or tfds."
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run of one method. Everything that decides its result, and nothing else."""
+
+    method_name: str = "psg"
+    method: Method = field(default_factory=Method)
+    network: Network = field(default_factory=Network)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    data: Data = field(default_factory=Data)
+    batch_size: Annotated[int, Doc("Images of each kind in an update: B real ones, and B from every generator.")] = 64
+    steps: Annotated[int, Doc("Generator updates in the whole run.")] = 1000
+    seed: Annotated[int, Doc("Every random number of the run follows from it.")] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and counts below one."""
+        for name in ("batch_size", "steps"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        _check(0 <= self.seed < 2**32, "seed", self.seed, f"a whole number from 0 to {2**32 - 1}")
+
+    def steps_per_epoch(self, train_images: int) -> int:
+        """Generator updates in one pass over `train_images` images; a last partial batch is left out.
+
+        Raises:
+            ConfigError: If the set does not hold one update's images.
+        """
+        images = self.batch_size * self.method.discriminator_steps
+        if images > train_images:
+            raise ConfigError(
+                f"batch_size {self.batch_size} with {self.method.discriminator_steps} discriminator step(s) needs {images} images "
+                f"an update, and the training set has {train_images}; use a --batch-size of at most "
+                f"{train_images // self.method.discriminator_steps}."
+            )
+        return train_images // images
+
+
+def to_json(config: Any) -> str:
+    """Any configuration dataclass as JSON text, keys in the order of its fields."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The configuration dataclass `kind` that `to_json` wrote.
+
+    Raises:
+        ConfigError: If the text is not JSON, or a field is unknown, missing or of another type.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"the configuration is not JSON: {error}.") from None
+    return _build(kind, values, "")
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """The settings in which two configurations of the same kind differ: `name: one -> other`, dotted, in field order."""
+    found = []
+    for item in dataclasses.fields(one):
+        a, b, name = getattr(one, item.name), getattr(other, item.name), prefix + item.name
+        if dataclasses.is_dataclass(a) and dataclasses.is_dataclass(b):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append(f"{name}: {a} -> {b}")
+    return found
+
+
+def overrides_of(kind: type) -> type:
+    """A dataclass with the fields of `kind`, each optional and unset, for a command line that overrides a named value."""
+    hints = get_type_hints(kind, include_extras=True)
+    fields = []
+    for item in dataclasses.fields(kind):
+        hint = hints[item.name]
+        fields.append((item.name, Annotated[get_args(hint)[0] | None, *hint.__metadata__], None))
+    return dataclasses.make_dataclass(kind.__name__ + "Overrides", fields, frozen=True)
+
+
+def override(value: T, overrides: Any) -> T:
+    """`value` with every field replaced that `overrides` sets; checked again as a whole."""
+    changed = {f.name: v for f in dataclasses.fields(overrides) if (v := getattr(overrides, f.name)) is not None}
+    return dataclasses.replace(value, **changed)  # type: ignore[type-var]
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, decoded JSON, as the annotated type `kind`."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    label = where.rstrip(".") or "the configuration"
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{label} is {value!r}; it must be a JSON object.")
+        hints = get_type_hints(kind, include_extras=True)
+        for name in value:
+            _known("setting", name, tuple(hints))
+        return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{label} is {value!r}; it must be one of {', '.join(map(str, get_args(kind)))}.")
+        return value
+    if type(None) in get_args(kind):
+        return None if value is None else _build(get_args(kind)[0], value, where)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{label} is {value!r}; it must be of type {kind.__name__}.")
+    return value
