@@ -1,0 +1,185 @@
+"""Train PSG-GAN and SNGAN on MNIST and draw the paper's three figures.
+
+    python -m experiments.mnist                     # both methods, under ten minutes on two CPU cores
+    python -m experiments.mnist --preset paper      # 500 epochs of the whole training set: for a GPU
+
+Writes runs/mnist/: report.html, summary.json, figures/ and a folder for each method. Expect digits that a person recognises from
+both methods; the report says which of the paper's claims the run bears out. Run again to resume an interrupted run, or to redraw
+the report of a finished one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from typing_extensions import Doc
+
+from psgjax import config as configuration
+from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
+
+if TYPE_CHECKING:
+    from psgjax.data import Dataset
+    from psgjax.training import Stop
+
+# What a preset sets where the command line does not.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"epochs": 50, "batch_size": 64, "network": Network(width=32), "data": {"train_images": 5000}},
+    "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}},
+}
+
+if TYPE_CHECKING:
+    MethodOverrides = NetworkOverrides = DataOverrides = Any
+else:
+    MethodOverrides, NetworkOverrides, DataOverrides = map(configuration.overrides_of, (Method, Network, Data))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train GANs with several generators and write one report. An option shown as None takes the preset's or the method's value."""
+
+    methods: Annotated[
+        tuple[str, ...], Doc("Methods to train one after the other: " + ", ".join(configuration.METHODS) + ".")
+    ] = (
+        "psg",
+        "sngan",
+    )
+    preset: Annotated[
+        Literal["quick", "paper"],
+        Doc(
+            "quick: 50 epochs of 5,000 images, small networks, for two CPU cores; paper: 500 epochs of all images, for a GPU."
+        ),
+    ] = "quick"
+    epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
+    steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
+    batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
+    seed: Annotated[int, Doc("Every random number of the run follows from it.")] = 0
+    out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mnist")
+    data: DataOverrides = field(default_factory=DataOverrides)
+    network: NetworkOverrides = field(default_factory=NetworkOverrides)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    method: MethodOverrides = field(default_factory=MethodOverrides)
+
+
+def configure(options: Options) -> dict[str, Config]:
+    """The configuration of each method, before the data are read: `steps` is 1 where epochs are asked for.
+
+    Raises:
+        ConfigError: For an unknown method, or a setting that cannot be used.
+    """
+    preset = PRESETS[options.preset]
+    if options.epochs is not None and options.steps is not None:
+        raise ConfigError(f"--epochs {options.epochs} and --steps {options.steps} are both given; give one of them.")
+    if options.epochs is not None and options.epochs < 1:
+        raise ConfigError(f"epochs is {options.epochs}; it must be a whole number of at least 1.")
+    if not options.methods:
+        raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
+    data = configuration.override(dataclasses.replace(Data(), **preset["data"]), options.data)
+    configs = {}
+    for name in options.methods:
+        configs[name] = Config(
+            method_name=name,
+            method=configuration.override(configuration.named_method(name), options.method),
+            network=configuration.override(preset["network"], options.network),
+            optimizer=options.optimizer,
+            data=data,
+            batch_size=preset["batch_size"] if options.batch_size is None else options.batch_size,
+            steps=1 if options.steps is None else options.steps,
+            seed=options.seed,
+        )
+    return configs
+
+
+def complete(options: Options, config: Config, data: Dataset) -> Config:
+    """The configuration with its number of steps, now that the number of images is known, and with the source that was read."""
+    epochs = PRESETS[options.preset]["epochs"] if options.epochs is None else options.epochs
+    per_epoch = config.steps_per_epoch(len(data.images))
+    steps = epochs * per_epoch if options.steps is None else options.steps
+    source = dataclasses.replace(config.data, source=data.info["source"])
+    return dataclasses.replace(config, steps=steps, data=source, warning=data.info["warning"])
+
+
+def check_out(out: Path, configs: dict[str, Config]) -> None:
+    """Refuse an output folder that holds other runs or something else. Writes nothing.
+
+    Raises:
+        ConfigError: With the settings that differ, or with what is in the way.
+    """
+    from psgjax.training import check_folder, read_config
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must name a folder.")
+    existing = {path.name: found for path in sorted(out.glob("*/")) if (found := read_config(path)) is not None}
+    if not existing and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out {out} is not empty and holds no run; choose another folder, or empty it.")
+    for name, config in configs.items():
+        for other_name, other in existing.items():
+            if (
+                other_name != name
+            ):  # methods in one folder are compared in one report: all but the method must be the same
+                check = dataclasses.replace(config, method_name=other.method_name, method=other.method)
+                check_folder(out / other_name, check)
+        check_folder(out / name, config)
+
+
+def run(options: Options, console: Console, stop: Stop) -> int:
+    """Train every method and write the report; the exit status.
+
+    Raises:
+        ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
+    """
+    configs = configure(options)
+    from psgjax import data as datasets
+    from psgjax import training
+
+    first = next(iter(configs.values()))
+    recorded = [c.data for p in sorted(options.out.glob("*/")) if (c := training.read_config(p)) is not None]
+    if first.data.source == "auto" and recorded:  # a run goes on with the source that it began with
+        first = dataclasses.replace(first, data=dataclasses.replace(first.data, source=recorded[0].source))
+    data = datasets.load(first.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
+    if data.info["warning"]:
+        console.print(f"[bold yellow]warning:[/] {data.info['warning']}", highlight=False, soft_wrap=True)
+    configs = {name: complete(options, config, data) for name, config in configs.items()}
+    check_out(options.out, configs)
+    options.out.mkdir(parents=True, exist_ok=True)
+    training.use_compilation_cache()
+
+    for name, config in configs.items():
+        outcome = training.train(config, data, options.out / name, console=console, stop=stop)
+        if not outcome.finished:
+            console.print(
+                f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 128 + stop.signal
+    from psgjax import report
+
+    console.print(f"report: {report.write(options.out)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: parse, run, and say in one line what went wrong."""
+    from psgjax.training import Diverged, Stop
+
+    stop = Stop()
+    try:
+        options = tyro.cli(Options, args=arguments, prog="python -m experiments.mnist", description=__doc__)
+        with stop.listening():
+            return run(options, Console(), stop)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Checkpoints of a run: complete or absent. The only file that imports orbax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from psgjax.config import ConfigError
+from psgjax.step import TrainState
+
+Progress = dict[str, Any]
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that does not fit the run that reads it."""
+
+
+class Checkpoints:
+    """The last two states of a run, each with its progress (JSON), under one folder; a context manager that waits for the last save."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder, and clear away what an interrupted save left there."""
+        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(2), cleanup_tmp_directories=True)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Save in the background; a step that is saved already is left as it is. The state may be donated at once."""
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            copied = jax.tree.map(jnp.copy, state)
+            items = ocp.args.Composite(state=ocp.args.StandardSave(copied), progress=ocp.args.JsonSave(progress))
+            self._manager.save(step, args=items)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+        """The latest state and its progress, or None where nothing is saved.
+
+        Args:
+            like: A state of the run's shapes and dtypes, abstract or not, on the devices that the restored one shall be on.
+
+        Raises:
+            CheckpointError: If what is saved has other shapes or dtypes (Orbax would cast the latter silently).
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        self._check(step, target)
+        restored = self._manager.restore(step, args=items)
+        return restored.state, restored.progress
+
+    def _check(self, step: int, target: TrainState) -> None:
+        metadata = self._manager.item_metadata(step)
+        saved = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.state.tree)[0]}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # saved as its numbers
+                leaf = jax.eval_shape(jax.random.key_data, leaf)
+            found = saved.get(_name(path))
+            if found is None or tuple(found.shape) != leaf.shape or str(found.dtype) != str(leaf.dtype):
+                given = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {self._manager.directory} holds {given} for {_name(path)}, and this run needs "
+                    f"{leaf.dtype}{list(leaf.shape)}; it was written by another version: finish it there, or start in another --out."
+                )
+
+
+def _name(path: tuple) -> str:
+    return ".".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)

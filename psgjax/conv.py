@@ -1,0 +1,217 @@
+"""The strided convolution and its transpose, lowered to what each backend runs fast.
+
+Three linear maps close under differentiation, and no others are needed:
+
+    down(images, kernel)     the strided convolution
+    up(features, kernel)     its transpose (the adjoint in the images): the "deconvolution" of generators
+    correlate(images, features)   its adjoint in the kernel: the weight gradient
+
+The gradient of each with respect to either argument is one of the other two, so derivatives of any order stay among them,
+and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU, where the gradients that reverse mode makes
+of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is written as
+matrix products with the kernel's taps, except the wide strided convolution, which the backend does well. Elsewhere the native
+convolutions are used. `docs/performance.md` has the measurements.
+
+Layouts: images [B, H, W, C] with H, W divisible by the stride; features [B, H / stride, W / stride, D]; kernels [k, k, C, D]
+with k a multiple of the stride. Padding is "SAME": `down` equals `lax.conv_general_dilated(images, kernel, strides, "SAME")`,
+and `up` equals `lax.conv_transpose(features, kernel, strides, "SAME", transpose_kernel=True)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+# Below so many image channels one product with gathered patches beats a product for each tap: the patches are small then.
+_NARROW = 16
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+_Map = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def down(images: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    """Strided convolution, padded "SAME": images [B, H, W, C], kernel [k, k, C, D] -> features [B, H / stride, W / stride, D].
+
+    Raises:
+        ValueError: If the image or kernel size is not a multiple of the stride, or the channels disagree.
+    """
+    _check(images.shape[1:3], images.shape[3], kernel, 2, stride)
+    return _down(images, kernel, stride)
+
+
+def up(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    """Transposed convolution, padded "SAME": features [B, h, w, D], kernel [k, k, C, D] -> images [B, h * stride, w * stride, C].
+
+    Raises:
+        ValueError: If the kernel size is not a multiple of the stride, or the channels disagree.
+    """
+    _check((stride, stride), features.shape[3], kernel, 3, stride)
+    return _up(features, kernel, stride)
+
+
+def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, stride: int) -> None:
+    if any(n % stride for n in (*size, *kernel.shape[:2])) or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(
+            f"image size {size} and square kernel {kernel.shape[:2]} must be multiples of the stride {stride}"
+        )
+    if kernel.shape[axis] != channels:
+        raise ValueError(f"kernel {kernel.shape} takes {kernel.shape[axis]} channels, not {channels}")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _down(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return _lowered("down", stride, kernel.shape[0])(images, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _up(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return _lowered("up", stride, kernel.shape[0])(features, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _correlate(images: jax.Array, features: jax.Array, stride: int, size: int) -> jax.Array:
+    return _lowered("correlate", stride, size)(images, features)
+
+
+def _down_forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple:
+    return _down(images, kernel, stride), (images, kernel)
+
+
+def _down_backward(stride: int, saved: tuple, grad: jax.Array) -> tuple:
+    images, kernel = saved
+    return _up(grad, kernel, stride), _correlate(images, grad, stride, kernel.shape[0])
+
+
+def _up_forward(features: jax.Array, kernel: jax.Array, stride: int) -> tuple:
+    return _up(features, kernel, stride), (features, kernel)
+
+
+def _up_backward(stride: int, saved: tuple, grad: jax.Array) -> tuple:
+    features, kernel = saved
+    return _down(grad, kernel, stride), _correlate(grad, features, stride, kernel.shape[0])
+
+
+def _correlate_forward(images: jax.Array, features: jax.Array, stride: int, size: int) -> tuple:
+    return _correlate(images, features, stride, size), (images, features)
+
+
+def _correlate_backward(stride: int, size: int, saved: tuple, grad: jax.Array) -> tuple:
+    images, features = saved
+    return _up(features, grad, stride), _down(images, grad, stride)
+
+
+_down.defvjp(_down_forward, _down_backward)
+_up.defvjp(_up_forward, _up_backward)
+_correlate.defvjp(_correlate_forward, _correlate_backward)
+
+
+def _lowered(name: str, stride: int, size: int) -> _Map:
+    """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
+    forms = {
+        "down": (_down_taps, _down_native),
+        "up": (_up_taps, _up_native),
+        "correlate": (_correlate_taps, _correlate_native),
+    }
+    taps, native = (partial(form, stride=stride, size=size) for form in forms[name])
+
+    @custom_vmap
+    def apply(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.platform_dependent(a, b, cpu=taps, default=native)
+
+    @apply.def_vmap
+    def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
+        if name != "correlate" and in_batched == [True, False]:  # one kernel for all: a longer batch
+            merged = apply(a.reshape(-1, *a.shape[2:]), b)
+            return merged.reshape(axis_size, -1, *merged.shape[1:]), True
+
+        def unrolled(a: jax.Array, b: jax.Array) -> jax.Array:
+            pairs = [(a[i] if in_batched[0] else a, b[i] if in_batched[1] else b) for i in range(axis_size)]
+            return jnp.stack([apply(*pair) for pair in pairs])
+
+        axes = tuple(0 if mapped else None for mapped in in_batched)
+        return lax.platform_dependent(a, b, cpu=unrolled, default=jax.vmap(native, axes)), True
+
+    return apply
+
+
+# The native forms: reverse mode's own convolutions, which GPUs and TPUs have fast kernels for.
+
+
+def _down_native(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), [_pads(stride, size)] * 2, dimension_numbers=_LAYOUT
+    )
+
+
+def _up_native(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    before, after = _pads(stride, size)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    pads = [(size - 1 - before, size - 1 - after)] * 2
+    return lax.conv_general_dilated(features, flipped, (1, 1), pads, (stride, stride), dimension_numbers=_LAYOUT)
+
+
+def _correlate_native(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
+    pads = [_pads(stride, size)] * 2
+    layout = ("CHWN", "IHWO", "HWNC")
+    return lax.conv_general_dilated(images, features, (1, 1), pads, (1, 1), (stride, stride), dimension_numbers=layout)
+
+
+# The CPU's forms: matrix products with the kernel's taps.
+
+
+def _pads(stride: int, size: int) -> tuple[int, int]:
+    """Padding "SAME", (before, after), where the stride divides the image: size - stride in all."""
+    return (size - stride) // 2, size - stride - (size - stride) // 2
+
+
+def _taps(images: jax.Array, stride: int, size: int) -> list[jax.Array]:
+    """What each of the kernel's size * size taps sees: a list of [B, H / stride, W / stride, C], in the kernel's order."""
+    _, height, width, _ = images.shape
+    pads = _pads(stride, size)
+    padded = jnp.pad(images, ((0, 0), pads, pads, (0, 0)))
+    return [padded[:, r : r + height : stride, c : c + width : stride] for r in range(size) for c in range(size)]
+
+
+def _down_taps(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    if kernel.shape[2] >= _NARROW:
+        return _down_native(images, kernel, stride=stride, size=size)
+    return jnp.concatenate(_taps(images, stride, size), -1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _up_taps(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    if stride == 1 and min(kernel.shape[2:]) >= _NARROW:
+        return _up_native(features, kernel, stride=stride, size=size)
+    batch, height, width, _ = features.shape
+    channels, count = kernel.shape[2], size // stride
+    # Taps that fall on the same phase of the stride make one product; its result is a block of stride x stride pixels.
+    phases = kernel.reshape(count, stride, count, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    phases = phases.reshape(count * count, stride * stride * channels, -1)
+    if channels < _NARROW:
+        blocks = features @ phases.reshape(-1, phases.shape[2]).T
+        products = jnp.split(blocks, count * count, -1)
+    else:
+        products = [features @ phase.T for phase in phases]
+    total = sum(
+        jnp.pad(products[r * count + c], ((0, 0), (r, count - 1 - r), (c, count - 1 - c), (0, 0)))
+        for r in range(count)
+        for c in range(count)
+    )
+    rows, columns = height + count - 1, width + count - 1
+    pixels = total.reshape(batch, rows, columns, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)  # type: ignore[union-attr]
+    pixels = pixels.reshape(batch, rows * stride, columns * stride, channels)
+    before, _ = _pads(stride, size)
+    return pixels[:, before : before + height * stride, before : before + width * stride]
+
+
+def _correlate_taps(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
+    shape = (size, size, images.shape[3], features.shape[3])
+    columns = features.reshape(-1, shape[3])
+    taps = _taps(images, stride, size)
+    if shape[2] < _NARROW:
+        return (jnp.concatenate(taps, -1).reshape(len(columns), -1).T @ columns).reshape(shape)
+    return jnp.stack([tap.reshape(-1, shape[2]).T @ columns for tap in taps]).reshape(shape)

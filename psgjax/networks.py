@@ -1,0 +1,192 @@
+"""Generators and discriminators in Flax (linen), by name; K generators are one stacked tree.
+
+Every generator maps latents [B, latent_size] to images [B, H, W, C] in [-1, 1]; every discriminator maps such images to
+[B, outputs] numbers: one score, or as many as the objective needs. Parameter counts
+below are for 28x28x1 images (sngan32: 32x32x1), the default width, 100 latents and one output. Generators keep batch statistics, each its own; discriminators have no batch normalisation,
+so each of their scores depends on one image alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from psgjax import conv
+from psgjax.config import ConfigError, Network
+
+Tree = Any
+
+_NORMAL = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
+
+
+class Down(nn.Module):
+    """Strided convolution, padded "SAME": [B, H, W, C] -> [B, H / stride, W / stride, features]."""
+
+    features: int
+    size: int = 4
+    stride: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Convolve and add the bias."""
+        kernel = self.param("kernel", _NORMAL, (self.size, self.size, images.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
+        return conv.down(images, kernel, stride=self.stride) + bias.reshape(1, 1, 1, -1)
+
+
+class Up(nn.Module):
+    """Transposed convolution, padded "SAME": [B, h, w, D] -> [B, h * stride, w * stride, features]; no bias before a norm."""
+
+    features: int
+    size: int = 4
+    stride: int = 2
+    use_bias: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Convolve, and add the bias if there is one."""
+        kernel = self.param("kernel", _NORMAL, (self.size, self.size, self.features, features.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
+        features, kernel, bias = nn.dtypes.promote_dtype(features, kernel, bias, dtype=self.dtype)
+        images = conv.up(features, kernel, stride=self.stride)
+        return images + bias.reshape(1, 1, 1, -1) if self.use_bias else images
+
+
+class ConvGenerator(nn.Module):
+    """Dense layers, then transposed convolutions 4x4/2, batch norm and ReLU between; tanh at the end.
+
+    `dcgan28` (Radford et al. 2016, two levels): 100 -> 7x7x128 -> 14x14x64 -> 28x28x1; 760,256 parameters.
+    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same behind a dense layer of 1,024; 6,659,264 parameters.
+    `sngan32` (Miyato et al. 2018, Table 3): 100 -> 4x4x512 -> 8x8x256 -> 16x16x128 -> 32x32x64 -> conv 3x3/1; 3,578,945 parameters.
+    """
+
+    image_shape: tuple[int, int, int]
+    channels: tuple[int, ...]
+    hidden: tuple[int, ...] = ()
+    last_conv: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, train: bool = True) -> jax.Array:
+        """Latents [B, latent_size] to images [B, H, W, C] in [-1, 1]; `train` uses and updates batch statistics."""
+
+        def activate(x: jax.Array) -> jax.Array:
+            return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x))
+
+        x = latents
+        for features in self.hidden:
+            x = activate(nn.Dense(features, use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x))
+        height, width, colours = self.image_shape
+        levels = len(self.channels) - (1 if self.last_conv else 0)
+        height, width = height >> levels, width >> levels
+        x = nn.Dense(height * width * self.channels[0], use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x)
+        x = activate(x.reshape(-1, height, width, self.channels[0]))
+        for features in self.channels[1:]:
+            x = activate(Up(features, dtype=self.dtype)(x))
+        last = (
+            Down(colours, size=3, stride=1, dtype=self.dtype)
+            if self.last_conv
+            else Up(colours, use_bias=True, dtype=self.dtype)
+        )
+        return jnp.tanh(last(x).astype(jnp.float32))
+
+
+class ConvDiscriminator(nn.Module):
+    """Strided convolutions 4x4/2 with leaky ReLU, dense layers behind.
+
+    `dcgan28` (Radford et al. 2016, two levels): 28x28x1 -> 14x14x64 -> 7x7x128 -> outputs; slope 0.2; 138,561 parameters.
+    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same with a dense layer of 1,024; slope 0.2; 6,557,889 parameters.
+    `sngan32` (Miyato et al. 2018, Table 3): 3x3/1 and 4x4/2 in pairs of 64, 128, 256, then 3x3/1 512; slope 0.1;
+    3,022,657 parameters.
+    """
+
+    layers: tuple[tuple[int, int, int], ...]  # (features, kernel size, stride)
+    hidden: tuple[int, ...] = ()
+    slope: float = 0.2
+    outputs: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] to [B, outputs] in float32."""
+        x = images
+        for features, size, stride in self.layers:
+            x = nn.leaky_relu(Down(features, size, stride, dtype=self.dtype)(x), self.slope)
+        x = x.reshape(len(x), -1)
+        for features in self.hidden:
+            x = nn.leaky_relu(nn.Dense(features, kernel_init=_NORMAL, dtype=self.dtype)(x), self.slope)
+        return nn.Dense(self.outputs, kernel_init=_NORMAL, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class MLP(nn.Module):
+    """`mlp`: two hidden layers of `width` with ReLU, as VEEGAN and PacGAN use on Gaussian mixtures; shaped for points in the plane.
+
+    As a generator (2 latents, width 128) 17,154 parameters, as a discriminator 17,025. No batch norm on either side.
+    """
+
+    width: int
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        """[B, ...] to [B, *shape], unbounded."""
+        x = x.reshape(len(x), -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width)(x))
+        size = 1
+        for n in self.shape:
+            size *= n
+        return nn.Dense(size)(x).reshape(-1, *self.shape)
+
+
+def build(
+    network: Network, image_shape: tuple[int, int, int], outputs: int, dtype: Any = None
+) -> tuple[nn.Module, nn.Module]:
+    """The generator and the discriminator of that name, for images of `image_shape` [H, W, C].
+
+    Raises:
+        ConfigError: If the layers do not fit images of that size.
+    """
+    height, width, colours = image_shape
+    base = network.width
+    if network.name == "mlp":
+        return MLP(base, image_shape), MLP(base, (outputs,))
+    if network.name == "sngan32":
+        if max(height, width) > 32:
+            raise ConfigError(
+                f"network.name sngan32 takes images of at most 32x32, not {height}x{width}; use another network."
+            )
+        generator = ConvGenerator((32, 32, colours), (8 * base, 4 * base, 2 * base, base), last_conv=True, dtype=dtype)
+        pairs = [(base * n, size, stride) for n in (1, 2, 4) for size, stride in ((3, 1), (4, 2))]
+        return generator, ConvDiscriminator((*pairs, (8 * base, 3, 1)), slope=0.1, outputs=outputs, dtype=dtype)
+    if height % 4 or width % 4:
+        raise ConfigError(
+            f"network.name {network.name} takes image sides that are multiples of 4, not {height}x{width}."
+        )
+    hidden = (1024,) if network.name == "infogan28" else ()
+    layers = ((base, 4, 2), (2 * base, 4, 2))
+    generator = ConvGenerator(image_shape, (2 * base, base), hidden, dtype=dtype)
+    return generator, ConvDiscriminator(layers, hidden, outputs=outputs, dtype=dtype)
+
+
+def pad_to(images: jax.Array, network: Network) -> jax.Array:
+    """Images [B, H, W, C] in [-1, 1] with a border of black up to the size that the network works on."""
+    size = 32 if network.name == "sngan32" else 0
+    pads = [
+        (0, 0),
+        *(((size - n) // 2, size - n - (size - n) // 2) if n < size else (0, 0) for n in images.shape[1:3]),
+        (0, 0),
+    ]
+    return jnp.pad(images, pads, constant_values=-1.0) if size else images
+
+
+def crop_to(images: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+    """What `pad_to` added, taken away: images [..., H', W', C] to [..., H, W, C]."""
+    top, left = ((images.shape[axis] - image_shape[axis + 3]) // 2 for axis in (-3, -2))
+    return images[..., top : top + image_shape[0], left : left + image_shape[1], :]

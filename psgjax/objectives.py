@@ -1,0 +1,169 @@
+"""Scores in; losses, gates and accuracy out. No networks, no optimiser.
+
+`outputs` is what the discriminator returned for tuples of K generated images and one real image: [K + 1, B, O], generators
+first, the real image last; O is 1 except for MAD-GAN (K + 1 classes) and MGAN (a score and K classes). `scores` [K + 1, B] is
+its reading as one number an image, the larger the more real. The switches are those of `config.Method`; `docs/method.md` gives
+the sentence of the paper behind each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, logsumexp, relu, softplus
+
+from psgjax.config import Method
+
+Metrics = dict[str, Any]
+
+
+def outputs_needed(method: Method) -> int:
+    """How many numbers the discriminator must return for an image."""
+    return {"mad-gan": method.generators + 1, "mgan": method.generators + 1}.get(method.loss, 1)
+
+
+def read_scores(method: Method, outputs: jax.Array) -> jax.Array:
+    """One score an image, [K + 1, B]: the first output; for MAD-GAN the log-odds of the class "real"."""
+    if method.loss == "mad-gan":
+        return outputs[..., -1] - logsumexp(outputs[..., :-1], axis=-1)
+    return outputs[..., 0]
+
+
+def losses(method: Method, outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The discriminator's loss in each tuple, [B], and each generator's, [K, B]; before any gate.
+
+    * softmax: D minimises -log p(x), generator i minimises -log p(i), p the softmax over the tuple's K + 1 scores.
+    * independent, cross-entropy: D's binary cross-entropy (real plus mean over generators), Goodfellow et al. 2014, section 3.
+    * hinge: Miyato et al. 2018, equations 16 and 17. wasserstein: Gulrajani et al. 2017, equation 3 without the penalty.
+    * mad-gan: D's cross-entropy over K + 1 classes, averaged over the tuple (Ghosh et al. 2018, section 3).
+    * mgan: as independent cross-entropy; `classifier_losses` come on top (Hoang et al. 2018, equation 2).
+
+    `minimax` generators minimise the log-probability of being called fake in place of raising that of being called real.
+    """
+    scores = read_scores(method, outputs)
+    fake, real = scores[:-1], scores[-1]
+    minimax = method.generator_loss == "minimax"
+    if method.loss == "wasserstein":
+        return fake.mean(0) - real, -fake
+    if method.loss == "hinge":
+        return relu(1 - real) + relu(1 + fake).mean(0), -relu(1 + fake) if minimax else -fake
+    if method.scores == "softmax":
+        log_p = log_softmax(scores, axis=0)
+        return -log_p[-1], (_log_not(scores) if minimax else -log_p[:-1])
+    generators = -softplus(fake) if minimax else softplus(-fake)
+    if method.loss == "mad-gan":
+        own_class = jnp.moveaxis(jnp.diagonal(log_softmax(outputs), axis1=0, axis2=2), -1, 0)
+        return -own_class.mean(0), generators
+    return softplus(-real) + softplus(fake).mean(0), generators
+
+
+def classifier_losses(method: Method, outputs: jax.Array) -> jax.Array:
+    """MGAN's cross-entropy of naming the generator of each image, [K, B]; shared by classifier and generators."""
+    return -jnp.moveaxis(jnp.diagonal(log_softmax(outputs[:-1, :, 1:]), axis1=0, axis2=2), -1, 0)
+
+
+def choose(scores: jax.Array, key: jax.Array) -> jax.Array:
+    """Which item of each tuple D calls real: one-hot [K + 1, B] over scores [K + 1, B], ties broken at random."""
+    tied = scores == scores.max(0, keepdims=True)
+    order = jnp.where(tied, jax.random.uniform(key, scores.shape), -1.0)
+    return jax.nn.one_hot(order.argmax(0), len(scores), axis=0)
+
+
+def gate(method: Method, scores: jax.Array, key: jax.Array) -> jax.Array:
+    """The branch of Algorithm 1 that each tuple takes: one-hot [K + 1, B]; row i is "generator i chosen", the last "x chosen"."""
+    if method.gate == "mean":
+        return jnp.broadcast_to(choose(scores.mean(1, keepdims=True), key), scores.shape)
+    chosen = choose(scores, key)
+    if method.gate == "majority":
+        return jnp.broadcast_to(choose(chosen.mean(1, keepdims=True), jax.random.fold_in(key, 1)), scores.shape)
+    return chosen
+
+
+def route(
+    method: Method, discriminator: jax.Array, generators: jax.Array, branch: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Algorithm 1: who learns from which tuple. Whoever's item was called fake gets the update.
+
+    Args:
+        method: The switches.
+        discriminator: D's loss in each tuple, [B].
+        generators: Each generator's, [K, B].
+        branch: One-hot [K + 1, B], from `gate`.
+
+    Returns:
+        The routed loss of D, [B], and of each generator, [K, B]; and which tuples give each an update, as bool, [B] and [K, B].
+    """
+    if method.gate == "none":
+        return discriminator, generators, jnp.full(discriminator.shape, True), jnp.full(generators.shape, True)
+    chosen, right = branch[:-1], branch[-1]
+    average = method.average_loss_weight * generators.mean(0) * right
+    to_generators, to_discriminator = method.average_loss != "discriminator", method.average_loss != "generators"
+    d_weight = jnp.where(right > 0, method.correct_weight, 1.0)
+    d_loss = d_weight * discriminator + (average if to_discriminator else 0.0)
+    another_chosen = 1 - chosen - right[None]
+    g_loss = another_chosen * generators + (average[None] if to_generators else 0.0)
+    averaged = (right > 0) & (method.average_loss_weight > 0)
+    d_mask = (d_weight > 0) | (averaged & to_discriminator)
+    g_mask = (another_chosen > 0) | (averaged & to_generators)[None]
+    return d_loss, g_loss, d_mask, g_mask
+
+
+def average(method: Method, loss: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of a routed loss [..., B] over the batch, or over the selected tuples; 0 where none is selected."""
+    if method.mask_average == "batch":
+        return loss.mean(-1)
+    return loss.sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+
+def evaluate(
+    method: Method, outputs: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Metrics]:
+    """Everything that an update needs to know of the discriminator's outputs [K + 1, B, O].
+
+    Returns:
+        Derivative of D's objective by the outputs, [K + 1, B, O]; derivative of each generator's own objective by the outputs
+        on its own images, [K, B, O]; whether D has an update, bool; whether each generator has, bool [K]; and the metrics.
+    """
+    branch = gate(method, read_scores(method, outputs), key)
+
+    def objectives(outputs: jax.Array) -> tuple[jax.Array, tuple]:
+        d_loss, g_loss = losses(method, outputs)
+        d_routed, g_routed, d_mask, g_mask = route(method, d_loss, g_loss, branch)
+        gated = jnp.concatenate([average(method, g_routed, g_mask), average(method, d_routed, d_mask)[None]])
+        total, extra = gated, {}
+        if method.loss == "mgan":
+            classifier = classifier_losses(method, outputs).mean(1)
+            total = total + method.diversity_weight * jnp.concatenate([classifier, classifier.mean()[None]])
+            extra = {"classifier_loss": classifier.mean()}
+        return total, (d_loss.mean(), g_loss.mean(1), gated, d_mask, g_mask, extra)
+
+    # One row of derivatives for each generator's objective and one for D's: [K + 1, K + 1, B, O]. A generator learns from its row
+    # by its own images alone; what its loss would do to the other generators' images is not its business.
+    rows, (d_loss, g_loss, gated, d_mask, g_mask, extra) = jax.jacrev(objectives, has_aux=True)(outputs)
+    own = jnp.arange(method.generators)
+    metrics = {
+        "loss": {"discriminator": d_loss, "generators": g_loss},
+        "gated_loss": {"discriminator": gated[-1], "generators": gated[:-1]},
+        "branches": branch.mean(1),
+        "updates": {"discriminator": d_mask.mean(), "generators": g_mask.mean(1)},
+        **accuracy(read_scores(method, outputs), key),
+        **extra,
+    }
+    return rows[-1], rows[own, own], d_mask.any(), g_mask.any(1), metrics
+
+
+def accuracy(scores: jax.Array, key: jax.Array) -> Metrics:
+    """Of scores [K + 1, B]: top-1, P(argmax = x), chance 1 / (K + 1); pairwise, P(s_x > s_G), ties counting half, chance 1/2."""
+    fake, real = scores[:-1], scores[-1:]
+    return {
+        "accuracy": choose(scores, key)[-1].mean(),
+        "pairwise_accuracy": ((real > fake) + 0.5 * (real == fake)).mean(),
+    }
+
+
+def _log_not(scores: jax.Array) -> jax.Array:
+    """log(1 - p(i)) of each generator under the softmax, [K, B]: the others against all, without cancellation near p = 1."""
+    itself = jnp.eye(len(scores), dtype=bool)[:-1, :, None]
+    return logsumexp(jnp.where(itself, -jnp.inf, scores[None]), axis=1) - logsumexp(scores, axis=0, keepdims=True)

@@ -1,0 +1,348 @@
+"""One update as a pure function, and many updates as one jitted, donated program.
+
+`make_step(config, image_shape)` returns `step(state, images) -> (state, metrics)`; everything that changes lives in
+`TrainState`, and all randomness follows from `state.key` and `state.step`. `make_run` loops over the step on the device: batches are drawn there
+by a permutation for each epoch, from a data set that stays in uint8 and is an argument of the program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.tree_util import register_dataclass
+
+from psgjax import networks, objectives, spectral
+from psgjax.config import Config
+
+Tree = Any
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Generators:
+    """K generators as one tree: every leaf has a leading axis K."""
+
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    average: Tree  # exponential moving average of the parameters; an empty tree where none is kept
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Discriminator:
+    """The one discriminator; its parameters are raw, never the normalised ones."""
+
+    params: Tree
+    opt_state: Tree
+    spectral_vectors: spectral.Vectors  # empty without spectral normalisation
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that an update changes, and the key from which all its random numbers follow."""
+
+    step: jax.Array  # int32 []: generator updates so far
+    key: jax.Array  # typed key []: never changes
+    generators: Generators
+    discriminator: Discriminator
+    metrics: Tree  # sums over the updates of the current epoch
+
+
+Step = Callable[[TrainState, jax.Array], tuple[TrainState, objectives.Metrics]]
+
+
+def _streams(key: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of the latents and of everything else in that step; the epochs' permutations have a stream of their own."""
+    latents, other = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
+    return latents, other
+
+
+def _where(keep_new: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.where(keep_new, a, b), new, old)
+
+
+def scale(images: jax.Array) -> jax.Array:
+    """Pixels uint8 in [0, 255] to float32 in [-1, 1]; what is float already passes through."""
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+def draw_latents(config: Config, key: jax.Array, count: int) -> jax.Array:
+    """Latents z ~ N(0, I), [K, count, latent_size]: the same for every generator, or each its own (`method.latents`)."""
+    size = config.network.latent_size
+    if config.method.latents == "shared":
+        return jnp.broadcast_to(jax.random.normal(key, (count, size)), (config.method.generators, count, size))
+    return jax.random.normal(key, (config.method.generators, count, size))
+
+
+def _optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for the generators and for D, with their schedules."""
+
+    def adam(rate: float, updates: int) -> optax.GradientTransformation:
+        schedule = optax.linear_schedule(rate, 0.0, updates) if config.optimizer.schedule == "linear" else rate
+        return optax.adam(schedule, b1=config.optimizer.beta1, b2=config.optimizer.beta2)
+
+    rate = config.optimizer.learning_rate
+    d_rate = config.optimizer.discriminator_learning_rate or rate
+    return adam(rate, config.steps), adam(d_rate, config.steps * config.method.discriminator_steps)
+
+
+def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+    """The generator and discriminator modules of a run."""
+    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method))
+
+
+def init(config: Config, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state before the first update: everything follows from `config.seed`."""
+    generator, discriminator = build(config, image_shape)
+    g_optimizer, d_optimizer = _optimizers(config)
+    key = jax.random.key(config.seed)
+    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, 0), 3)
+    latents = jnp.zeros((2, config.network.latent_size))
+    variables = jax.vmap(lambda k: generator.init(k, latents))(jax.random.split(g_key, config.method.generators))
+    padded = networks.pad_to(jnp.zeros((1, *image_shape)), config.network)
+    d_params = discriminator.init(d_key, padded)["params"]
+    vectors: spectral.Vectors = {}
+    if config.method.spectral_norm:
+        vectors = spectral.init(d_params, u_key)
+        _, vectors = spectral.normalise(d_params, vectors, config.method.warmup_iterations)
+    g_params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        generators=Generators(
+            g_params,
+            variables.get("batch_stats", {}),
+            jax.vmap(g_optimizer.init)(g_params),
+            jax.tree.map(jnp.copy, g_params) if config.optimizer.average_decay else {},
+        ),
+        discriminator=Discriminator(d_params, d_optimizer.init(d_params), vectors),
+        metrics=_zero_metrics(config),
+    )
+
+
+def _zero_metrics(config: Config) -> Tree:
+    count = config.method.generators
+    outputs = jnp.zeros((count + 1, 1, objectives.outputs_needed(config.method)))
+    *_, metrics = jax.eval_shape(partial(objectives.evaluate, config.method), outputs, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)
+
+
+def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
+    """The update of a method as `step(state, images) -> (state, metrics)`.
+
+    `images` is [n, B, H, W, C], uint8, or float in [-1, 1]; n = `method.discriminator_steps`. Pure: it can be jitted, mapped over
+    replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`, of the last pass of D.
+    """
+    method = config.method
+    generator, discriminator = build(config, image_shape)
+    g_optimizer, d_optimizer = _optimizers(config)
+
+    def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
+        def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
+            variables = {"params": params, "batch_stats": batch_stats}
+            images, updated = generator.apply(variables, latents, mutable=["batch_stats"])
+            return images, updated.get("batch_stats", {})
+
+        return jax.vmap(one)(params, batch_stats, latents)
+
+    def normalised(params: Tree, vectors: spectral.Vectors, iterations: int) -> tuple[Tree, spectral.Vectors]:
+        return spectral.normalise(params, vectors, iterations) if method.spectral_norm else (params, vectors)
+
+    def score(params: Tree, images: jax.Array) -> jax.Array:
+        flat: jax.Array = discriminator.apply({"params": params}, images.reshape(-1, *images.shape[2:]))  # type: ignore[assignment]
+        return flat.reshape(*images.shape[:2], -1)
+
+    def penalty(params: Tree, fakes: jax.Array, real: jax.Array, key: jax.Array) -> jax.Array:
+        """E (|grad D| - 1)^2 on lines between real and generated images (Gulrajani et al. 2017, equation 3)."""
+        t = jax.random.uniform(key, (*fakes.shape[:2], *(1 for _ in fakes.shape[2:])))
+        between = t * real[None] + (1 - t) * fakes
+        slopes = jax.grad(lambda images: score(params, images).sum())(between)
+        norms = jnp.sqrt(jnp.sum(slopes**2, axis=tuple(range(2, slopes.ndim))) + 1e-12)
+        return method.gradient_penalty * jnp.mean((norms - 1) ** 2)
+
+    def update_discriminator(
+        old: Discriminator, vectors: spectral.Vectors, grads: Tree, any_selected: jax.Array
+    ) -> Discriminator:
+        updates, opt_state = d_optimizer.update(grads, old.opt_state, old.params)
+        new = Discriminator(optax.apply_updates(old.params, updates), opt_state, vectors)
+        return new if method.gate == "none" else _where(any_selected, new, old)
+
+    def update_generators(old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array) -> Generators:
+        def one(old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array) -> Generators:
+            updates, opt_state = g_optimizer.update(grads, old.opt_state, old.params)
+            params = optax.apply_updates(old.params, updates)
+            average = old.average
+            if config.optimizer.average_decay:
+                average = optax.incremental_update(params, average, 1 - config.optimizer.average_decay)
+            new = Generators(params, batch_stats, opt_state, average)
+            return new if method.gate == "none" else _where(any_selected, new, old)
+
+        return jax.vmap(one)(old, batch_stats, grads, any_selected)
+
+    def simultaneous(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
+        """Both sides from one forward pass of the generators and one of D, with two pullbacks through D."""
+        latents_key, other_key = _streams(state.key, state.step)
+        g, d = state.generators, state.discriminator
+        real = networks.pad_to(scale(images[0]), config.network)
+        latents = draw_latents(config, latents_key, len(real))
+        fakes, pull_generators, batch_stats = jax.vjp(
+            lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
+        )
+        params, pull_norm, vectors = jax.vjp(
+            lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
+        )
+        fake_outputs, pull_fake = jax.vjp(score, params, fakes)
+        real_outputs, pull_real = jax.vjp(lambda params: score(params, real[None]), params)
+        outputs = jnp.concatenate([fake_outputs, real_outputs])
+        d_slopes, g_slopes, d_any, g_any, metrics = objectives.evaluate(method, outputs, other_key)
+        from_fake, _ = pull_fake(d_slopes[:-1])
+        (from_real,) = pull_real(d_slopes[-1:])
+        (d_grads,) = pull_norm(jax.tree.map(jnp.add, from_fake, from_real))
+        if method.loss == "wasserstein":
+            extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
+                d.params
+            )
+            d_grads = jax.tree.map(jnp.add, d_grads, extra)
+        _, image_slopes = pull_fake(g_slopes)
+        (g_grads,) = pull_generators(image_slopes)
+        state = dataclasses.replace(
+            state,
+            generators=update_generators(g, batch_stats, g_grads, g_any),
+            discriminator=update_discriminator(d, vectors, d_grads, d_any),
+        )
+        return state, metrics
+
+    def alternating(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
+        """D first, `discriminator_steps` times, each with its own images and latents; then the generators against the new D."""
+        latents_key, other_key = _streams(state.key, state.step)
+        g = state.generators
+
+        def train_discriminator(d: Discriminator, inputs: tuple) -> tuple[Discriminator, None]:
+            index, batch = inputs
+            real = networks.pad_to(scale(batch), config.network)
+            latents = draw_latents(config, jax.random.fold_in(latents_key, index), len(real))
+            fakes, _ = generate(g.params, g.batch_stats, latents)
+            params, pull_norm, vectors = jax.vjp(
+                lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
+            )
+            outputs, pull = jax.vjp(lambda params: score(params, jnp.concatenate([fakes, real[None]])), params)
+            key = jax.random.fold_in(other_key, index)
+            d_slopes, _, d_any, _, _ = objectives.evaluate(method, outputs, key)
+            (grads,) = pull_norm(*pull(d_slopes))
+            if method.loss == "wasserstein":
+                extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, key))(d.params)
+                grads = jax.tree.map(jnp.add, grads, extra)
+            return update_discriminator(d, vectors, grads, d_any), None
+
+        indices = jnp.arange(method.discriminator_steps)
+        d, _ = jax.lax.scan(train_discriminator, state.discriminator, (indices, images))
+
+        real = networks.pad_to(scale(images[-1]), config.network)
+        latents = draw_latents(config, jax.random.fold_in(latents_key, method.discriminator_steps), len(real))
+        fakes, pull_generators, batch_stats = jax.vjp(
+            lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
+        )
+        params, _ = normalised(d.params, d.spectral_vectors, 0)
+        fake_outputs, pull_fake = jax.vjp(lambda images: score(params, images), fakes)
+        outputs = jnp.concatenate([fake_outputs, score(params, real[None])])
+        key = jax.random.fold_in(other_key, method.discriminator_steps)
+        _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, key)
+        (g_grads,) = pull_generators(*pull_fake(g_slopes))
+        return dataclasses.replace(
+            state, generators=update_generators(g, batch_stats, g_grads, g_any), discriminator=d
+        ), metrics
+
+    update = simultaneous if method.update_order == "simultaneous" else alternating
+
+    def step(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
+        state, metrics = update(state, images)
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    return step
+
+
+Run = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Tree]]
+
+
+def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int]) -> Run:
+    """Many updates as one program: `run(state, images, updates) -> (state, sums)`, jitted; the state given is donated.
+
+    `images` is the whole training set, uint8 [N, H, W, C], an argument that stays on the device. `updates`, int32 [], is how
+    many to make: a number at run time, so that nothing is compiled twice; they must not cross the end of an epoch. The order of the
+    images in an epoch is a permutation that follows from the seed and the epoch. `sums` holds the metrics added up since the
+    epoch's beginning, so that results do not depend on how an epoch is cut into calls.
+    """
+    step = make_step(config, image_shape)
+    per_step = (config.method.discriminator_steps, config.batch_size)
+    per_epoch = config.steps_per_epoch(train_images)
+
+    def run(state: TrainState, images: jax.Array, updates: jax.Array) -> tuple[TrainState, Tree]:
+        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step // per_epoch)
+        order = jax.random.permutation(epoch_key, train_images)
+
+        def body(_: jax.Array, state: TrainState) -> TrainState:
+            position = state.step % per_epoch
+            chosen = jax.lax.dynamic_slice_in_dim(
+                order, position * per_step[0] * per_step[1], per_step[0] * per_step[1]
+            )
+            batch = images[chosen].reshape(*per_step, *images.shape[1:])
+            before = jax.tree.map(lambda total: jnp.where(position == 0, 0.0, total), state.metrics)
+            state, metrics = step(state, batch)
+            return dataclasses.replace(state, metrics=jax.tree.map(jnp.add, before, metrics))
+
+        state = jax.lax.fori_loop(0, updates, body, state)
+        return state, jax.tree.map(jnp.copy, state.metrics)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """`sample(state, latents [K, B, latent_size]) -> images [K, B, H, W, C]` in [-1, 1], float32.
+
+    In evaluation mode: running batch statistics, and the average of the parameters where one is kept.
+    """
+    generator, _ = build(config, image_shape)
+
+    def sample(state: TrainState, latents: jax.Array) -> jax.Array:
+        g = state.generators
+        params = g.average if config.optimizer.average_decay else g.params
+
+        def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> jax.Array:
+            return generator.apply({"params": params, "batch_stats": batch_stats}, latents, train=False)
+
+        return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
+
+    return jax.jit(sample)
+
+
+def make_judge(
+    config: Config, image_shape: tuple[int, int, int]
+) -> Callable[[TrainState, jax.Array], objectives.Metrics]:
+    """`judge(state, images [B, H, W, C]) -> {"accuracy", "pairwise_accuracy"}` of D on held-out real images against fresh samples.
+
+    The generators in evaluation mode, as they will be sampled; the spectral vectors as they stand.
+    """
+    _, discriminator = build(config, image_shape)
+    sample = make_sampler(config, image_shape)
+
+    def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
+        key = jax.random.fold_in(state.key, 3)
+        fakes = sample(state, draw_latents(config, key, len(images)))
+        d = state.discriminator
+        params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
+        tuples = jnp.concatenate([fakes, scale(images)[None]])
+        padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
+        outputs = discriminator.apply({"params": params}, padded).reshape(*tuples.shape[:2], -1)
+        return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
+
+    return jax.jit(judge)

@@ -1,0 +1,135 @@
+"""What a run leaves for people while it trains: metrics.jsonl, sample grids, and its progress on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Line = dict[str, Any]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file as a whole: a reader sees the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    data = content.encode() if isinstance(content, str) else content
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a metrics.jsonl; empty where there is none. A last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class MetricsFile:
+    """metrics.jsonl, continued exactly where a checkpoint stands."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Keep the lines up to `step`; those of updates that were lost with the process will be written again."""
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, line: Line) -> None:
+        """Append one line and hand it to the operating system."""
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Images [K, n, H, W, C] in [-1, 1] as one picture uint8 [K * rows * H, columns * W, C]: a block of rows for each generator."""
+    generators, count, height, width, colours = images.shape
+    rows = -(-count // columns)
+    pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    cells = np.zeros((generators, rows * columns, height, width, colours), np.uint8)
+    cells[:, :count] = pixels
+    cells = cells.reshape(generators * rows, columns, height, width, colours)
+    return cells.transpose(0, 2, 1, 3, 4).reshape(generators * rows * height, columns * width, colours)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 [H, W, 1 or 3] as a PNG, as a whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
+    partial.replace(path)
+
+
+class ProgressDisplay:
+    """A bar with epoch, losses, images per second and time left on a terminal; elsewhere a plain line now and then."""
+
+    _PLAIN_SECONDS = 10.0
+
+    def __init__(self, console: Console, name: str, steps: int, done: int, images_per_step: int) -> None:
+        """Start the display at `done` of `steps` updates, each of which sees `images_per_step` real images."""
+        self._console, self._name, self._steps = console, name, steps
+        self._images_per_step = images_per_step
+        self._first = (time.monotonic(), done)
+        self._told = -np.inf
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(name, total=steps, completed=done, text="compiling")
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, line: Line | None) -> None:
+        """Show that `step` updates are done; `line` is the last line of metrics.jsonl, if there is one yet."""
+        seconds = max(time.monotonic() - self._first[0], 1e-9)
+        rate = (step - self._first[1]) / seconds
+        text = f"{rate * self._images_per_step:,.0f} images/s"
+        if line:
+            generators = " ".join(f"{value:.3f}" for value in line["loss"]["generators"])
+            text = f"epoch {line['epoch']:g}  D {line['loss']['discriminator']:.3f}  G {generators}  {text}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        elif step == self._steps or time.monotonic() - self._told > self._PLAIN_SECONDS:
+            self._told = time.monotonic()
+            left = f", {duration((self._steps - step) / rate)} left" if rate > 0 and step < self._steps else ""
+            self._console.print(f"{self._name}: step {step:,} of {self._steps:,}: {text}{left}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it: 40 s, 6 min, 2.5 h, 3.1 days."""
+    for unit, size, limit in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit == "h" and value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"

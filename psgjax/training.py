@@ -1,0 +1,334 @@
+"""The loop: updates on the device, metrics and pictures as they come, checkpoints, resumption, a clean stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from psgjax import config as configuration
+from psgjax.checkpoint import Checkpoints
+from psgjax.config import Config, ConfigError
+from psgjax.data import Dataset
+from psgjax.step import TrainState, draw_latents, init, make_judge, make_run, make_sampler
+from psgjax.tracking import MetricsFile, ProgressDisplay, duration, image_grid, read_lines, write_atomically, write_png
+
+_SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
+_CALL_SECONDS = 1.0  # the length of one call to the device: what a signal may have to wait for, twice
+_GRID = 32  # images a generator in a sample grid
+_JUDGED = 2000  # held-out images on which D's accuracy is taken
+_SHARE_OF_PEAK = 0.4  # of the matmul rate, for the forecast alone
+
+
+class Diverged(Exception):
+    """A loss that is not finite."""
+
+
+class Stop:
+    """Whether a signal asked the run to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask once; a second one ends the process at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.signal:
+                os._exit(128 + number)
+            self.signal = number
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: the updates made in all, and whether the run is complete."""
+
+    step: int
+    finished: bool
+
+
+def read_config(folder: Path) -> Config | None:
+    """The configuration of the run in that folder, or None where there is no run.
+
+    Raises:
+        ConfigError: If the folder's config.json cannot be read as one.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return configuration.from_json(Config, path.read_text())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a configuration of this version: {error} Choose another --out.") from None
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Refuse a folder that holds another run, or something that is no run. Writes nothing.
+
+    Raises:
+        ConfigError: With the settings that differ, or with what is in the way.
+    """
+    existing = read_config(folder)
+    if existing is not None:
+        different = configuration.differences(existing, config)
+        if different:
+            raise ConfigError(
+                f"{folder} holds a run with other settings: {'; '.join(different)}. Choose another --out, or the same settings."
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is not empty and holds no run (no config.json); choose another --out, or empty it."
+        )
+    elif folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; --out must name a folder.")
+
+
+def device_name() -> str:
+    """The device that programs run on, and on a CPU how many cores this process may use."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"cpu ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+    count = jax.device_count()
+    return f"{device.platform}: {device.device_kind}" + (f" x {count}" if count > 1 else "")
+
+
+def environment(config: Config, data: Dataset) -> dict[str, Any]:
+    """What env.json records: command, commit, versions, hardware, data."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "commit": commit or None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": device_name(),
+        "processor": _processor(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps_per_epoch": config.steps_per_epoch(len(data.images)),
+        "data": data.info,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _forecast(flops: float) -> float:
+    """Seconds that so many operations may take here, from the matmul rate of this moment."""
+    a = jnp.ones((1024, 1024))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(5):
+        a = product(a) * 1e-3
+    a.block_until_ready()
+    return flops / (5 * 2 * 1024**3 / (time.perf_counter() - started) * _SHARE_OF_PEAK)
+
+
+def _shown(epoch: float) -> bool:
+    """Whether a sample grid is kept of that epoch: 0, 1, 2, 5, 10, 20, 50, ..."""
+    return epoch == 0 or (epoch == int(epoch) and str(int(epoch)).rstrip("0") in ("1", "2", "5"))
+
+
+def train(config: Config, data: Dataset, folder: Path, *, console: Console, stop: Stop) -> Outcome:
+    """Train one run to its end, from its last checkpoint if it has one.
+
+    Args:
+        config: The run; the folder must be free or hold this very run (`check_folder`).
+        data: What it trains on and is judged by.
+        folder: Receives config.json, env.json, metrics.jsonl, checkpoints/ and samples/.
+        console: Where progress is shown.
+        stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
+
+    Raises:
+        ConfigError: If the folder holds another run, or the data are not those that the run began with.
+        Diverged: If a loss is not finite; the last good checkpoint stays.
+    """
+    check_folder(folder, config)
+    per_epoch = config.steps_per_epoch(len(data.images))
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").exists():
+        write_atomically(folder / "config.json", configuration.to_json(config))
+    _keep_environment(folder / "env.json", environment(config, data))
+
+    image_shape = data.images.shape[1:]
+    abstract = jax.eval_shape(lambda: init(config, image_shape))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        found = checkpoints.restore(abstract)
+        state, progress = found if found else (jax.jit(lambda: init(config, image_shape))(), {"seconds": 0.0})
+        step = int(state.step)
+        if step == config.steps:
+            console.print(f"{config.method_name}: finished already, {step:,} steps", highlight=False)
+            return Outcome(step, finished=True)
+        return _Loop(config, data, folder, console, stop, checkpoints, per_epoch).run(state, step, progress["seconds"])
+
+
+def _keep_environment(path: Path, now: dict[str, Any]) -> None:
+    """Write env.json, or add this resumption to it."""
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["data"]["sha256"] != now["data"]["sha256"]:
+            raise ConfigError(
+                f"the training images are not those that {path.parent} began with: then {before['data']['description']} (SHA-256 "
+                f"{before['data']['sha256'][:12]}), now {now['data']['description']} ({now['data']['sha256'][:12]}). "
+                "Restore them, or choose another --out."
+            )
+        keys = ("command", "commit", "versions", "device", "started")
+        now = {**before, "resumed": [*before.get("resumed", []), {key: now[key] for key in keys}]}
+    write_atomically(path, json.dumps(now, indent=2) + "\n")
+
+
+class _Loop:
+    """One call of `train` with a state to continue from."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        folder: Path,
+        console: Console,
+        stop: Stop,
+        checkpoints: Checkpoints,
+        per_epoch: int,
+    ) -> None:
+        self.config, self.folder, self.console, self.stop = config, folder, console, stop
+        self.checkpoints, self.per_epoch = checkpoints, per_epoch
+        self.images = jnp.asarray(data.images)
+        self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
+        image_shape = data.images.shape[1:]
+        self.program = make_run(config, len(data.images), image_shape)
+        self.judge = make_judge(config, image_shape)
+        self.sampler = make_sampler(config, image_shape)
+        self.latents = draw_latents(config, jax.random.fold_in(jax.random.key(config.seed), 4), _GRID)
+        self.data = data
+
+    def run(self, state: TrainState, step: int, seconds: float) -> Outcome:
+        config = self.config
+        lowered = self.program.lower(state, self.images, jnp.int32(0))
+        self._announce(step, lowered)
+        started = time.monotonic() - seconds
+        metrics = MetricsFile(self.folder / "metrics.jsonl", step)
+        images_per_step = config.batch_size * config.method.discriminator_steps
+        self.last_line = (read_lines(self.folder / "metrics.jsonl") or [None])[-1]
+        pending: Callable[[], None] | None = None
+        saved_at, count = time.monotonic(), 1
+        try:
+            with ProgressDisplay(self.console, config.method_name, config.steps, step, images_per_step) as display:
+                if step == 0:
+                    self._picture(0.0, self.sampler(state, self.latents))
+                program = lowered.compile()
+                while step < config.steps and not self.stop.signal:
+                    called = time.monotonic()
+                    count = min(count, self.per_epoch - step % self.per_epoch, config.steps - step)
+                    state, sums = program(state, self.images, jnp.int32(count))
+                    step += count
+                    if pending:  # read while the device works on the call just made
+                        pending()
+                    pending = self._report(state, sums, step, started, metrics, display)
+                    if step == config.steps or self.stop.signal or time.monotonic() - saved_at > _SAVE_SECONDS:
+                        pending()
+                        pending = None
+                        self.checkpoints.save(state, {"seconds": time.monotonic() - started})
+                        saved_at = time.monotonic()
+                    took = (time.monotonic() - called) / count
+                    count = max(1, min(2 * count, int(_CALL_SECONDS / max(took, 1e-6))))
+                if pending:  # a signal between two calls
+                    pending()
+                    self.checkpoints.save(state, {"seconds": time.monotonic() - started})
+        finally:
+            metrics.close()
+        return Outcome(step, finished=step == config.steps)
+
+    def _announce(self, step: int, lowered: Any) -> None:
+        config = self.config
+        left = config.steps - step
+        analysis = lowered.cost_analysis()
+        forecast = (
+            f"; about {duration(_forecast(analysis['flops'] * left))}" if analysis and "flops" in analysis else ""
+        )
+        self.console.print(
+            f"{config.method_name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
+            f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "
+            f"on {device_name()}, on {self.data.info['description']}{forecast}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _report(
+        self, state: TrainState, sums: Any, step: int, started: float, metrics: MetricsFile, display: ProgressDisplay
+    ) -> Callable[[], None]:
+        """Ask the device now for what the end of an epoch needs; the function returned waits for it and writes it down."""
+        config = self.config
+        ends = step % self.per_epoch == 0 or step == config.steps
+        epoch = round(step / self.per_epoch, 4)
+        judged = self.judge(state, self.held_out) if ends else {}
+        shown = self.sampler(state, self.latents) if ends and (_shown(epoch) or step == config.steps) else None
+
+        def write() -> None:
+            totals = jax.device_get(sums)
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(totals)):
+                raise Diverged(
+                    f"{config.method_name}: a loss is not finite between the last checkpoint and step {step:,}; the run stopped "
+                    f"there and {self.folder} keeps what came before. Try a smaller --optimizer.learning-rate in another --out."
+                )
+            if ends:
+                updates = step % self.per_epoch or self.per_epoch
+                means = jax.tree.map(lambda total: (np.asarray(total, np.float64) / updates).round(6).tolist(), totals)
+                line = {
+                    "epoch": int(epoch) if epoch == int(epoch) else epoch,
+                    "step": step,
+                    "images": step * config.batch_size * config.method.discriminator_steps,
+                    **means,
+                    **{f"held_out_{name}": round(float(value), 6) for name, value in judged.items()},
+                    "seconds": round(time.monotonic() - started, 3),
+                }
+                metrics.write(line)
+                self.last_line = line
+            if shown is not None:
+                self._picture(epoch, shown)
+            display.update(step, self.last_line)
+
+        return write
+
+    def _picture(self, epoch: float, images: jax.Array) -> None:
+        write_png(self.folder / "samples" / f"epoch-{int(np.ceil(epoch)):04d}.png", image_grid(np.asarray(images)))
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that none is)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,276 @@
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread, imsave
+
+from psgjax import report
+from psgjax.config import METHODS, Config, to_json
+
+WARNING = "the packaged 5,000 images are used <b>instead</b>"
+
+
+def metrics(generators, epoch, **changes):
+    return {
+        "epoch": epoch,
+        "step": 70 * epoch,
+        "images": 4480 * epoch,
+        "seconds": 5.0 + 2.0 * epoch,
+        "loss": {"discriminator": 1.0 + 1 / epoch, "generators": [1.1 + 0.1 * k for k in range(generators)]},
+        "gated_loss": {"discriminator": 0.2, "generators": [0.5] * generators},
+        "accuracy": 0.8,
+        "pairwise_accuracy": 0.9,
+        "held_out_accuracy": 0.75,
+        "held_out_pairwise_accuracy": 0.85,
+        "branches": [0.2 / generators] * generators + [0.8],
+        "updates": {"discriminator": 0.2, "generators": [0.9] * generators},
+    } | changes
+
+
+def leave_run(folder, name="psg", epochs=12, planned=12, snapshots=(0, 1, 2, 3, 5, 8, 12), config=None, data=()):
+    """What training leaves behind; the samples are grids of 2 by 4 cells of 8 by 8 pixels, whose grey tells the generator."""
+    config = config or Config(method_name=name, method=METHODS[name], steps=70 * planned + 30)
+    run, generators = folder / name, config.method.generators
+    (run / "samples").mkdir(parents=True)
+    (run / "config.json").write_text(to_json(config))
+    data = {
+        "source": "packaged",
+        "name": "mnist",
+        "description": "a subset",
+        "train_images": 4480,
+        "held_out_images": 520,
+        "canonical": False,
+        "sha256": "ab" * 32,
+        "warning": WARNING,
+    } | dict(data)
+    environment = {"command": ["python", "-m", "experiments.mnist"], "versions": {"jax": "0.10.2"}, "commit": None}
+    (run / "env.json").write_text(json.dumps(environment | {"data": data, "steps_per_epoch": 70}))
+    lines = [json.dumps(metrics(generators, epoch)) + "\n" for epoch in range(1, epochs + 1)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    for epoch in snapshots:
+        grey = np.repeat(np.linspace(0.2, 1, generators), 16)[:, None] * np.ones((1, 32))
+        imsave(run / "samples" / f"epoch-{epoch:04d}.png", grey, cmap="gray", vmin=0, vmax=1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("sngan", "psg"):
+        leave_run(folder, name)
+    assert report.write(folder) == folder / "report.html"
+    return folder
+
+
+def summary(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((folder / "summary.json").read_text(), parse_constant=refuse)
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_all_files_are_there_and_no_other(finished):
+    left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    made = {path for path in left if not path.startswith(("psg/", "sngan/"))}
+    assert made == {"report.html", "summary.json"} | {f"figures/{name}.png" for name in report.FIGURES}
+    for name in ("loss", "accuracy", "samples", "branches"):
+        image = imread(finished / "figures" / f"{name}.png")
+        assert min(image.shape[:2]) > 200
+        assert image[..., :3].std() > 0
+
+
+def test_summary_has_the_figures_of_every_method(finished):
+    found = summary(finished)
+    assert list(found["methods"]) == ["psg", "sngan"]
+    psg = found["methods"]["psg"]
+    assert psg["loss"]["generators"] == pytest.approx([1.1, 1.2])
+    assert psg["steps_per_second"] == pytest.approx(35)
+    assert psg["finished"]
+    assert psg["data"]["train_images"] == 4480
+    assert found["comparison"]["accuracy"] == {"verdict": "not reproduced", "psg": 0.8, "sngan": 0.8}
+    assert found["warnings"] == [f"psg, sngan: {WARNING}"]
+
+
+def test_the_page_shows_what_was_found(finished):
+    text = " ".join(Page(finished / "report.html").text.split())
+    assert "psg and sngan were trained on 4,480 images of mnist (a subset)." in text
+    assert "chose the real image out of 3 in 80.0 % of cases, where a guess is right in 33.3 %" in text
+    assert "(840 updates in 0.5 minutes)" in text
+    assert "0 reproduced, 1 not reproduced, 2 cannot be said" in text
+    assert "method.spectral_norm differs" in text
+    assert "batch_size differs" not in text
+    assert text.index(WARNING) < text.index("were trained on")
+
+
+def test_the_page_refers_to_nothing_outside_itself(finished):
+    page = Page(finished / "report.html")
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        assert not {"href", "srcset", "action", "data"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:")
+    source = (finished / "report.html").read_text()
+    assert not re.search(r"https?:|@import|url\(", source)
+    assert str(finished) not in source
+
+
+def test_the_page_embeds_the_figures_and_describes_them(finished):
+    images = [attributes for tag, attributes in Page(finished / "report.html").tags if tag == "img"]
+    for name, attributes in zip(("loss", "accuracy", "samples", "branches"), images, strict=True):
+        content = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+        assert content == (finished / "figures" / f"{name}.png").read_bytes()
+        assert imread(io.BytesIO(content)).size
+        assert "psg" in attributes["alt"]
+
+
+def test_the_page_can_be_read_aloud(finished):
+    tags = Page(finished / "report.html").tags
+    assert ("html", {"lang": "en"}) in tags
+    assert all(attributes.get("scope") in {"row", "col"} for tag, attributes in tags if tag == "th")
+
+
+def test_drawn_again_it_is_the_same(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    report.write(finished)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_loss_figure_has_equal_scales_and_the_equilibrium(finished):
+    psg, sngan = report.loss_figure(report.load(finished)[0]).axes
+    assert psg.get_ylim() == sngan.get_ylim()
+    assert [text.get_text() for text in psg.texts] == ["both 1.10"]
+    assert [text.get_text() for text in sngan.texts] == ["D 1.39", "G 0.69"]
+    discriminator, first, second, level = psg.lines
+    assert discriminator.get_ydata()[0] == 2
+    assert [line.get_ydata()[-1] for line in (first, second)] == pytest.approx([1.1, 1.2])
+    assert first.get_color() != second.get_color()
+    assert set(level.get_ydata()) == {np.log(3)}
+
+
+def test_accuracy_figure_has_the_two_levels_of_chance(finished):
+    (axes,) = report.accuracy_figure(report.load(finished)[0]).axes
+    assert {text.get_text(): text.get_position()[1] for text in axes.texts} == {
+        "chance 1/3": 1 / 3,
+        "chance 1/2": 1 / 2,
+    }
+    levels = [line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert sorted(set(levels)) == [1 / 3, 1 / 2, 0.75, 0.8]
+    assert axes.get_ylim() == (0, 1)
+
+
+def test_samples_figure_has_a_row_a_generator_and_six_moments(finished):
+    axes = report.samples_figure(report.load(finished)[0]).axes
+    assert len(axes) == 3 * 6
+    assert [panel.get_title() for panel in axes[:6]] == [f"epoch {epoch}" for epoch in (0, 1, 2, 5, 8, 12)]
+    images = [panel.images[0] for panel in axes]
+    assert {image.get_interpolation() for image in images} == {"nearest"}
+    assert {image.get_array().shape[:2] for image in images} == {(16, 16)}  # two whole rows and columns of cells
+    greys = [float(image.get_array()[..., 0].mean()) for image in images[::6]]
+    assert greys == pytest.approx([0.2, 1.0, 0.2], abs=0.01)  # psg's two generators, then sngan's
+    corners = np.array([panel.get_position().bounds for panel in axes])
+    assert len(np.unique(corners[:, :2].round(6), axis=0)) == 18
+    assert ((corners >= 0) & (corners <= 1)).all()
+
+
+def test_all_nine_methods_fit(tmp_path):
+    for name in METHODS:
+        leave_run(tmp_path, name, snapshots=(0,))
+    report.write(tmp_path)
+    assert list(summary(tmp_path)["methods"]) == list(METHODS)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_of_no_or_one_epoch(tmp_path, epochs):
+    run = leave_run(tmp_path, epochs=epochs, snapshots=(0,))
+    if not epochs:
+        (run / "metrics.jsonl").unlink()
+    report.write(tmp_path)
+    warnings = summary(tmp_path)["warnings"]
+    assert f"psg: the run is unfinished: {70 * epochs} of 870 steps." in warnings
+    assert ("psg: metrics.jsonl is missing or cut off after 0 epochs." in warnings) == (not epochs)
+    assert not summary(tmp_path)["comparison"]
+
+
+def test_a_run_that_lost_files_or_was_cut_off_while_writing(tmp_path):
+    leave_run(tmp_path, "sngan")
+    run = leave_run(tmp_path, snapshots=(0, 5))
+    (run / "env.json").unlink()
+    (run / "samples" / "epoch-0000.png").write_bytes(b"\x89PNG cut")
+    (run / "samples" / "epoch-0005.png").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 13, "st')
+    (tmp_path / "gan").mkdir()
+    (tmp_path / "gan" / "config.json").write_text("{")
+    report.write(tmp_path)
+    found = summary(tmp_path)
+    assert found["methods"]["psg"]["epochs"] == 12
+    assert found["methods"]["psg"]["data"] is None
+    assert [warning.split(",")[0] for warning in found["warnings"]] == [
+        "gan: left out",
+        "psg: env.json is missing or damaged: data and machine are unknown.",
+        "psg: metrics.jsonl is missing or cut off after 12 epochs.",
+        "psg: samples/epoch-0000.png is damaged.",
+        "psg: no samples were saved.",
+        "psg: the run is unfinished: 840 of 870 steps.",
+        "sngan: the packaged 5",
+    ]
+
+
+def test_a_run_that_diverged(tmp_path):
+    run = leave_run(tmp_path)
+    values = {"loss": {"discriminator": float("nan"), "generators": [float("inf"), 1.0]}, "held_out_accuracy": None}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(metrics(2, epoch, **values)) + "\n" for epoch in (13, 14))
+    report.write(tmp_path)
+    assert summary(tmp_path)["methods"]["psg"]["loss"] == {"discriminator": None, "generators": [None, 1.0]}
+    assert "psg: the losses are not finite at the end: training diverged." in summary(tmp_path)["warnings"]
+
+
+def test_hostile_text_stays_text(tmp_path):
+    attack = "<script>alert('1')<"
+    config = Config(method_name=f'"{attack}', method=METHODS["psg"], steps=840)
+    data = dict.fromkeys(("description", "warning", "name", "source"), attack)
+    leave_run(tmp_path, attack + " $x_{", config=config, snapshots=(0,), data=data)
+    report.write(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert attack + " $x_{" in page.text
+    assert all(attack in attributes["alt"] for tag, attributes in page.tags if tag == "img")
+
+
+def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        report.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    report._replace(path, b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        report._replace(path, b"new")
+    assert path.read_bytes() == b"old"
