@@ -1,0 +1,1 @@
+"""One file a command: `python -m experiments.NAME --help`."""

@@ -24,19 +24,19 @@ from psgjax import config as configuration
 from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
 
 if TYPE_CHECKING:
+    from psgjax.config import Data as DataOverrides
+    from psgjax.config import Method as MethodOverrides
+    from psgjax.config import Network as NetworkOverrides
     from psgjax.data import Dataset
     from psgjax.training import Stop
+else:
+    DataOverrides, MethodOverrides, NetworkOverrides = map(configuration.overrides_of, (Data, Method, Network))
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"epochs": 50, "batch_size": 64, "network": Network(width=32), "data": {"train_images": 5000}},
     "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}},
 }
-
-if TYPE_CHECKING:
-    MethodOverrides = NetworkOverrides = DataOverrides = Any
-else:
-    MethodOverrides, NetworkOverrides, DataOverrides = map(configuration.overrides_of, (Method, Network, Data))
 
 
 @dataclass(frozen=True)

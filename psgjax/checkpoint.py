@@ -22,7 +22,7 @@ class CheckpointError(ConfigError):
 
 
 class Checkpoints:
-    """The last two states of a run, each with its progress (JSON), under one folder; a context manager that waits for the last save."""
+    """The last two states of a run, each with its progress (JSON), under one folder; leaving the context waits for the save."""
 
     def __init__(self, folder: Path) -> None:
         """Open the folder, and clear away what an interrupted save left there."""
@@ -74,8 +74,8 @@ class Checkpoints:
             if found is None or tuple(found.shape) != leaf.shape or str(found.dtype) != str(leaf.dtype):
                 given = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
                 raise CheckpointError(
-                    f"the checkpoint of step {step} in {self._manager.directory} holds {given} for {_name(path)}, and this run needs "
-                    f"{leaf.dtype}{list(leaf.shape)}; it was written by another version: finish it there, or start in another --out."
+                    f"the checkpoint of step {step} in {self._manager.directory} holds {given} for {_name(path)}, and this run "
+                    f"needs {leaf.dtype}{list(leaf.shape)}; another version wrote it: finish it there, or choose another --out."
                 )
 
 

@@ -19,7 +19,7 @@ from typing_extensions import Doc
 Source = Literal["auto", "tfds", "idx", "packaged"]
 
 
-class ConfigError(ValueError):
+class ConfigError(Exception):
     """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
 
 

@@ -51,7 +51,7 @@ def load(config: Data, progress: Callable[[str], None] = print) -> Dataset:
 
     Args:
         config: The source, its folder, the name of the data set, and how many training images to keep (at most all).
-        progress: Takes a line of text about anything slow or unexpected.
+        progress: Takes a line of text about anything slow.
 
     Raises:
         DataError: If the images are missing, unreadable or not the ones asked for.
@@ -59,26 +59,24 @@ def load(config: Data, progress: Callable[[str], None] = print) -> Dataset:
     if config.source == "packaged":
         return _packaged(config)
     if config.source == "idx" or (config.source == "auto" and config.dir is not None):
-        return _idx(config, progress)
+        return _idx(config)
     try:
         train, held_out, folder = tfds.read_splits(config, progress)
     except DataError as error:
         if config.source == "tfds" or config.name != "mnist":
             raise
         warning = f"Only the 5,000 packaged images are used, not all of MNIST: {error}"
-        progress(warning)
         return _packaged(config, warning)
     return _dataset(config, "tfds", f"TensorFlow Datasets in {folder}", train, held_out, canonical=True)
 
 
-def _idx(config: Data, progress: Callable[[str], None]) -> Dataset:
+def _idx(config: Data) -> Dataset:
     if config.dir is None:
         raise DataError(f"data.source idx without data.dir; {INSTEAD}.")
     train, held_out = idx.read_splits(config.dir)
     found, warning = idx.published_name(train, held_out), None
     if found is None:
         warning = f"The files in {config.dir} are well formed, but they are not {_TITLES[config.name]} as published."
-        progress(warning)
     elif found != config.name:
         raise DataError(
             f"data.dir {config.dir} holds {_TITLES[found]} and data.name is {config.name}; "

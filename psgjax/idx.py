@@ -137,7 +137,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 f"ends after {len(header)} bytes",
                 "be an IDX file, with a whole header",
             )
-            check(header[:4] == magic, f"begins with 0x{header[:4].hex()}", f"begin with 0x{magic.hex()} (IDX, uint8)")
+            check(
+                header[:4] == magic,
+                f"begins with the magic number 0x{header[:4].hex()}",
+                f"begin with 0x{magic.hex()} (IDX, uint8)",
+            )
             count, *sides = shape = np.frombuffer(header, ">u4", offset=4).tolist()
             check(0 < count <= _MOST_ITEMS, f"announces {count} items", f"announce from 1 to {_MOST_ITEMS}")
             fits = any(sides == [side] * (dimensions - 1) for side in _SIDES)

@@ -1,9 +1,9 @@
 """Generators and discriminators in Flax (linen), by name; K generators are one stacked tree.
 
 Every generator maps latents [B, latent_size] to images [B, H, W, C] in [-1, 1]; every discriminator maps such images to
-[B, outputs] numbers: one score, or as many as the objective needs. Parameter counts
-below are for 28x28x1 images (sngan32: 32x32x1), the default width, 100 latents and one output. Generators keep batch statistics, each its own; discriminators have no batch normalisation,
-so each of their scores depends on one image alone.
+[B, outputs] numbers: one score, or as many as the objective needs. Parameter counts below are for 28x28x1 images (sngan32:
+32x32x1), the default width, 100 latents and one output. Generators keep batch statistics, each its own; discriminators have no
+batch normalisation, so each of their scores depends on one image alone.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Up(nn.Module):
 class ConvGenerator(nn.Module):
     """Dense layers, then transposed convolutions 4x4/2, batch norm and ReLU between; tanh at the end.
 
-    `dcgan28` (Radford et al. 2016, two levels): 100 -> 7x7x128 -> 14x14x64 -> 28x28x1; 760,256 parameters.
-    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same behind a dense layer of 1,024; 6,659,264 parameters.
-    `sngan32` (Miyato et al. 2018, Table 3): 100 -> 4x4x512 -> 8x8x256 -> 16x16x128 -> 32x32x64 -> conv 3x3/1; 3,578,945 parameters.
+    `dcgan28` (Radford et al. 2016, two levels): 100 -> 7x7x128 -> 14x14x64 -> 28x28x1; 759,681 parameters.
+    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same behind a dense layer of 1,024; 6,659,457 parameters.
+    `sngan32` (Miyato et al. 2018, Table 3): 100 -> 4x4x512 -> 8x8x256 -> 16x16x128 -> 32x32x64 -> conv 3x3/1; 3,574,209 parameters.
     """
 
     image_shape: tuple[int, int, int]
@@ -101,9 +101,9 @@ class ConvDiscriminator(nn.Module):
     """Strided convolutions 4x4/2 with leaky ReLU, dense layers behind.
 
     `dcgan28` (Radford et al. 2016, two levels): 28x28x1 -> 14x14x64 -> 7x7x128 -> outputs; slope 0.2; 138,561 parameters.
-    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same with a dense layer of 1,024; slope 0.2; 6,557,889 parameters.
+    `infogan28` (Chen et al. 2016; as in Lucic et al. 2018): the same with a dense layer of 1,024; slope 0.2; 6,556,865 parameters.
     `sngan32` (Miyato et al. 2018, Table 3): 3x3/1 and 4x4/2 in pairs of 64, 128, 256, then 3x3/1 512; slope 0.1;
-    3,022,657 parameters.
+    2,934,721 parameters.
     """
 
     layers: tuple[tuple[int, int, int], ...]  # (features, kernel size, stride)

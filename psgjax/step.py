@@ -1,8 +1,8 @@
 """One update as a pure function, and many updates as one jitted, donated program.
 
 `make_step(config, image_shape)` returns `step(state, images) -> (state, metrics)`; everything that changes lives in
-`TrainState`, and all randomness follows from `state.key` and `state.step`. `make_run` loops over the step on the device: batches are drawn there
-by a permutation for each epoch, from a data set that stays in uint8 and is an argument of the program.
+`TrainState`, and all randomness follows from `state.key` and `state.step`. `make_run` loops over the step on the device:
+batches are drawn there by a permutation for each epoch, from a data set that stays in uint8 and is an argument of the program.
 """
 
 from __future__ import annotations
@@ -61,9 +61,14 @@ class TrainState:
 Step = Callable[[TrainState, jax.Array], tuple[TrainState, objectives.Metrics]]
 
 
-def _streams(key: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys of the latents and of everything else in that step; the epochs' permutations have a stream of their own."""
-    latents, other = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), step))
+# Streams of random numbers that follow from the key of a state: one for each use.
+_INIT, _STEPS, _EPOCHS, _JUDGE = range(4)
+
+
+def _pass_keys(state: TrainState, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The keys of the latents and of everything else in pass `index` of D in the current step."""
+    step_key = jax.random.fold_in(jax.random.fold_in(state.key, _STEPS), state.step)
+    latents, other = jax.random.split(jax.random.fold_in(step_key, index))
     return latents, other
 
 
@@ -101,12 +106,12 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[nn.Module,
     return networks.build(config.network, image_shape, objectives.outputs_needed(config.method))
 
 
-def init(config: Config, image_shape: tuple[int, int, int]) -> TrainState:
-    """The state before the first update: everything follows from `config.seed`."""
+def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | None = None) -> TrainState:
+    """The state before the first update: everything follows from `config.seed`, or from `key` (mapped over, for many seeds)."""
     generator, discriminator = build(config, image_shape)
     g_optimizer, d_optimizer = _optimizers(config)
-    key = jax.random.key(config.seed)
-    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, 0), 3)
+    key = jax.random.key(config.seed) if key is None else key
+    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
     latents = jnp.zeros((2, config.network.latent_size))
     variables = jax.vmap(lambda k: generator.init(k, latents))(jax.random.split(g_key, config.method.generators))
     padded = networks.pad_to(jnp.zeros((1, *image_shape)), config.network)
@@ -191,7 +196,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
 
     def simultaneous(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """Both sides from one forward pass of the generators and one of D, with two pullbacks through D."""
-        latents_key, other_key = _streams(state.key, state.step)
+        latents_key, other_key = _pass_keys(state, 0)
         g, d = state.generators, state.discriminator
         real = networks.pad_to(scale(images[0]), config.network)
         latents = draw_latents(config, latents_key, len(real))
@@ -224,23 +229,24 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
 
     def alternating(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """D first, `discriminator_steps` times, each with its own images and latents; then the generators against the new D."""
-        latents_key, other_key = _streams(state.key, state.step)
         g = state.generators
 
         def train_discriminator(d: Discriminator, inputs: tuple) -> tuple[Discriminator, None]:
             index, batch = inputs
             real = networks.pad_to(scale(batch), config.network)
-            latents = draw_latents(config, jax.random.fold_in(latents_key, index), len(real))
+            latents_key, other_key = _pass_keys(state, index)
+            latents = draw_latents(config, latents_key, len(real))
             fakes, _ = generate(g.params, g.batch_stats, latents)
             params, pull_norm, vectors = jax.vjp(
                 lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
             )
             outputs, pull = jax.vjp(lambda params: score(params, jnp.concatenate([fakes, real[None]])), params)
-            key = jax.random.fold_in(other_key, index)
-            d_slopes, _, d_any, _, _ = objectives.evaluate(method, outputs, key)
+            d_slopes, _, d_any, _, _ = objectives.evaluate(method, outputs, other_key)
             (grads,) = pull_norm(*pull(d_slopes))
             if method.loss == "wasserstein":
-                extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, key))(d.params)
+                extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
+                    d.params
+                )
                 grads = jax.tree.map(jnp.add, grads, extra)
             return update_discriminator(d, vectors, grads, d_any), None
 
@@ -248,15 +254,15 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
         d, _ = jax.lax.scan(train_discriminator, state.discriminator, (indices, images))
 
         real = networks.pad_to(scale(images[-1]), config.network)
-        latents = draw_latents(config, jax.random.fold_in(latents_key, method.discriminator_steps), len(real))
+        latents_key, other_key = _pass_keys(state, method.discriminator_steps)
+        latents = draw_latents(config, latents_key, len(real))
         fakes, pull_generators, batch_stats = jax.vjp(
             lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
         )
         params, _ = normalised(d.params, d.spectral_vectors, 0)
         fake_outputs, pull_fake = jax.vjp(lambda images: score(params, images), fakes)
         outputs = jnp.concatenate([fake_outputs, score(params, real[None])])
-        key = jax.random.fold_in(other_key, method.discriminator_steps)
-        _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, key)
+        _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, other_key)
         (g_grads,) = pull_generators(*pull_fake(g_slopes))
         return dataclasses.replace(
             state, generators=update_generators(g, batch_stats, g_grads, g_any), discriminator=d
@@ -271,10 +277,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
     return step
 
 
-Run = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Tree]]
-
-
-def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int]) -> Run:
+def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int]) -> jax.stages.Wrapped:
     """Many updates as one program: `run(state, images, updates) -> (state, sums)`, jitted; the state given is donated.
 
     `images` is the whole training set, uint8 [N, H, W, C], an argument that stays on the device. `updates`, int32 [], is how
@@ -287,7 +290,7 @@ def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int
     per_epoch = config.steps_per_epoch(train_images)
 
     def run(state: TrainState, images: jax.Array, updates: jax.Array) -> tuple[TrainState, Tree]:
-        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step // per_epoch)
+        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, _EPOCHS), state.step // per_epoch)
         order = jax.random.permutation(epoch_key, train_images)
 
         def body(_: jax.Array, state: TrainState) -> TrainState:
@@ -318,7 +321,8 @@ def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[
         params = g.average if config.optimizer.average_decay else g.params
 
         def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> jax.Array:
-            return generator.apply({"params": params, "batch_stats": batch_stats}, latents, train=False)
+            variables = {"params": params, "batch_stats": batch_stats}
+            return jnp.asarray(generator.apply(variables, latents, train=False))
 
         return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
 
@@ -336,13 +340,14 @@ def make_judge(
     sample = make_sampler(config, image_shape)
 
     def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
-        key = jax.random.fold_in(state.key, 3)
+        key = jax.random.fold_in(state.key, _JUDGE)
         fakes = sample(state, draw_latents(config, key, len(images)))
         d = state.discriminator
         params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
         tuples = jnp.concatenate([fakes, scale(images)[None]])
         padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
-        outputs = discriminator.apply({"params": params}, padded).reshape(*tuples.shape[:2], -1)
+        flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
+        outputs = flat.reshape(*tuples.shape[:2], -1)
         return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
 
     return jax.jit(judge)

@@ -88,8 +88,8 @@ class ProgressDisplay:
         """Start the display at `done` of `steps` updates, each of which sees `images_per_step` real images."""
         self._console, self._name, self._steps = console, name, steps
         self._images_per_step = images_per_step
-        self._first = (time.monotonic(), done)
-        self._told = -np.inf
+        self._first: tuple[float, int] | None = None  # when the first call, which waits for the compiler, was done
+        self._told = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
@@ -112,8 +112,9 @@ class ProgressDisplay:
 
     def update(self, step: int, line: Line | None) -> None:
         """Show that `step` updates are done; `line` is the last line of metrics.jsonl, if there is one yet."""
-        seconds = max(time.monotonic() - self._first[0], 1e-9)
-        rate = (step - self._first[1]) / seconds
+        if self._first is None:
+            self._first = (time.monotonic(), step)
+        rate = (step - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
         text = f"{rate * self._images_per_step:,.0f} images/s"
         if line:
             generators = " ".join(f"{value:.3f}" for value in line["loss"]["generators"])
@@ -123,7 +124,9 @@ class ProgressDisplay:
         elif step == self._steps or time.monotonic() - self._told > self._PLAIN_SECONDS:
             self._told = time.monotonic()
             left = f", {duration((self._steps - step) / rate)} left" if rate > 0 and step < self._steps else ""
-            self._console.print(f"{self._name}: step {step:,} of {self._steps:,}: {text}{left}", highlight=False)
+            self._console.print(
+                f"{self._name}: step {step:,} of {self._steps:,}: {text}{left}", highlight=False, soft_wrap=True
+            )
 
 
 def duration(seconds: float) -> str:

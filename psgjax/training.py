@@ -120,6 +120,11 @@ def device_name() -> str:
 
 def environment(config: Config, data: Dataset) -> dict[str, Any]:
     """What env.json records: command, commit, versions, hardware, data."""
+    return {**provenance(), "steps_per_epoch": config.steps_per_epoch(len(data.images)), "data": data.info}
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: command, commit, versions, hardware, time."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
@@ -132,8 +137,6 @@ def environment(config: Config, data: Dataset) -> dict[str, Any]:
         "device": device_name(),
         "processor": _processor(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "steps_per_epoch": config.steps_per_epoch(len(data.images)),
-        "data": data.info,
     }
 
 
@@ -241,7 +244,8 @@ class _Loop:
         started = time.monotonic() - seconds
         metrics = MetricsFile(self.folder / "metrics.jsonl", step)
         images_per_step = config.batch_size * config.method.discriminator_steps
-        self.last_line = (read_lines(self.folder / "metrics.jsonl") or [None])[-1]
+        lines = read_lines(self.folder / "metrics.jsonl")
+        self.last_line = lines[-1] if lines else None
         pending: Callable[[], None] | None = None
         saved_at, count = time.monotonic(), 1
         try:
@@ -327,7 +331,7 @@ class _Loop:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that none is)."""
+    """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (empty: none)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))

@@ -1,6 +1,56 @@
-"""Strict settings for every test: rank promotion raises, two CPU threads' worth of devices, a shared compilation cache."""
+"""Strict settings for every test, a compilation cache that they share, and the smallest run that has everything."""
+
+import dataclasses
+import functools
+import os
+import tempfile
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from psgjax import step
+from psgjax.config import METHODS, Config, Method, Network
+
+CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHAPE = (8, 8, 1)
+
+
+def tiny(name: str = "psg", **changes) -> Config:
+    """A run on 8x8 images that compiles in a moment; keyword arguments are fields of Config or of its Method."""
+    switches = {key: changes.pop(key) for key in list(changes) if key in {f.name for f in dataclasses.fields(Method)}}
+    method = dataclasses.replace(METHODS[name], **switches)
+    defaults = {"network": Network(width=4, latent_size=6), "batch_size": 4, "steps": 12}
+    return Config(method_name=name, method=method, **{**defaults, **changes})
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """[32, 8, 8, 1] uint8."""
+    return np.random.default_rng(0).integers(0, 256, (32, *SHAPE), dtype=np.uint8)
+
+
+@functools.cache
+def first_state(config: Config):
+    """`step.init` on the test's images, compiled once a configuration."""
+    return jax.jit(lambda: step.init(config, SHAPE))()
+
+
+def leaves(tree) -> list[np.ndarray]:
+    """The leaves of a tree as numpy arrays, keys as their numbers."""
+    data = [
+        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(tree)
+    ]
+    return [np.asarray(x) for x in data]
+
+
+def same(one, other) -> bool:
+    """Whether two trees agree bit for bit."""
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(leaves(one), leaves(other), strict=True))

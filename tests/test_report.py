@@ -33,14 +33,14 @@ def metrics(generators, epoch, **changes):
 
 def leave_run(folder, name="psg", epochs=12, planned=12, snapshots=(0, 1, 2, 3, 5, 8, 12), config=None, data=()):
     """What training leaves behind; the samples are grids of 2 by 4 cells of 8 by 8 pixels, whose grey tells the generator."""
-    config = config or Config(method_name=name, method=METHODS[name], steps=70 * planned + 30)
+    config = config or Config(method_name=name, method=METHODS[name], steps=70 * planned)
     run, generators = folder / name, config.method.generators
     (run / "samples").mkdir(parents=True)
     (run / "config.json").write_text(to_json(config))
     data = {
         "source": "packaged",
         "name": "mnist",
-        "description": "a subset",
+        "description": "MNIST, a subset",
         "train_images": 4480,
         "held_out_images": 520,
         "canonical": False,
@@ -112,7 +112,7 @@ def test_summary_has_the_figures_of_every_method(finished):
 
 def test_the_page_shows_what_was_found(finished):
     text = " ".join(Page(finished / "report.html").text.split())
-    assert "psg and sngan were trained on 4,480 images of mnist (a subset)." in text
+    assert "psg and sngan were trained on MNIST, a subset." in text
     assert "chose the real image out of 3 in 80.0 % of cases, where a guess is right in 33.3 %" in text
     assert "(840 updates in 0.5 minutes)" in text
     assert "0 reproduced, 1 not reproduced, 2 cannot be said" in text
@@ -205,14 +205,14 @@ def test_a_run_of_no_or_one_epoch(tmp_path, epochs):
         (run / "metrics.jsonl").unlink()
     report.write(tmp_path)
     warnings = summary(tmp_path)["warnings"]
-    assert f"psg: the run is unfinished: {70 * epochs} of 870 steps." in warnings
-    assert ("psg: metrics.jsonl is missing or cut off after 0 epochs." in warnings) == (not epochs)
+    assert f"psg: the run is unfinished: {70 * epochs} of 840 steps." in warnings
+    assert ("psg: metrics.jsonl is missing or empty: nothing was measured." in warnings) == (not epochs)
     assert not summary(tmp_path)["comparison"]
 
 
 def test_a_run_that_lost_files_or_was_cut_off_while_writing(tmp_path):
     leave_run(tmp_path, "sngan")
-    run = leave_run(tmp_path, snapshots=(0, 5))
+    run = leave_run(tmp_path, planned=13, snapshots=(0, 5))
     (run / "env.json").unlink()
     (run / "samples" / "epoch-0000.png").write_bytes(b"\x89PNG cut")
     (run / "samples" / "epoch-0005.png").unlink()
@@ -227,10 +227,9 @@ def test_a_run_that_lost_files_or_was_cut_off_while_writing(tmp_path):
     assert [warning.split(",")[0] for warning in found["warnings"]] == [
         "gan: left out",
         "psg: env.json is missing or damaged: data and machine are unknown.",
-        "psg: metrics.jsonl is missing or cut off after 12 epochs.",
         "psg: samples/epoch-0000.png is damaged.",
         "psg: no samples were saved.",
-        "psg: the run is unfinished: 840 of 870 steps.",
+        "psg: the run is unfinished: 840 of 910 steps.",
         "sngan: the packaged 5",
     ]
 
@@ -243,6 +242,20 @@ def test_a_run_that_diverged(tmp_path):
     report.write(tmp_path)
     assert summary(tmp_path)["methods"]["psg"]["loss"] == {"discriminator": None, "generators": [None, 1.0]}
     assert "psg: the losses are not finite at the end: training diverged." in summary(tmp_path)["warnings"]
+
+
+def test_a_run_that_ends_within_an_epoch_and_was_resumed(tmp_path):
+    config = Config(method=METHODS["psg"], steps=860)
+    run = leave_run(tmp_path, config=config, snapshots=(0,))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(2, 12.2857) | {"step": 860}))
+    environment = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(environment | {"resumed": [{"started": "in March"}]}))
+    report.write(tmp_path)
+    assert summary(tmp_path)["methods"]["psg"]["finished"]
+    text = Page(tmp_path / "report.html").text
+    assert "after 12.3 epochs" in text
+    assert "resumed.1.startedin March" in text
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -261,16 +274,3 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         report.write(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    report._replace(path, b"old")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(report.os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        report._replace(path, b"new")
-    assert path.read_bytes() == b"old"

@@ -1,0 +1,314 @@
+"""A run folder in, its figures, one HTML page and summary.json out.
+
+Everything is read from the files that training left behind, so the report can be drawn again at any time, also of a run that
+is still going on, was interrupted, or lost some of its files: what is missing is said on the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.ticker import MaxNLocator
+
+from psgjax import convergence
+from psgjax.config import METHODS, Config, ConfigError, from_json
+from psgjax.tracking import read_lines, write_atomically
+
+# Okabe and Ito's palette, told apart with any colour vision; yellow last, being the weakest on white. Black is D's.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+BLACK, GREY = "#000000", "#666666"
+DOTS_PER_INCH = 150
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of methods are text, whatever they contain
+    "figure.dpi": DOTS_PER_INCH,
+}
+SNAPSHOTS = 6  # columns of the figure of samples
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one method left in the run folder."""
+
+    name: str
+    config: Config
+    environment: dict[str, Any]
+    lines: list[dict[str, Any]]
+    curves: dict[str, convergence.Curve]
+    summary: dict[str, Any]
+    snapshots: dict[int, list[Any]]  # by epoch, one image [H, W] or [H, W, C] a generator; at most six epochs
+    warnings: list[str]
+
+
+def write(folder: Path) -> Path:
+    """Draw `folder`/figures/*.png and write summary.json and report.html, each complete or not at all.
+
+    Args:
+        folder: A run folder: one subfolder a method, as training leaves them.
+
+    Returns:
+        The path of report.html, which holds its figures and refers to no other file.
+
+    Raises:
+        FileNotFoundError: If no subfolder holds a config.json that can be read.
+    """
+    runs, warnings = load(folder)
+    warnings += _collect(runs)
+    by_name = {run.name: run.summary for run in runs}
+    pair = [by_name[name] for name in ("psg", "sngan") if name in by_name]
+    comparison = convergence.compare(*pair) if len(pair) == 2 else {}
+    summary = {"methods": by_name, "comparison": comparison, "warnings": warnings}
+    (folder / "figures").mkdir(exist_ok=True)
+    figures = {}
+    with matplotlib.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            figure, image = draw(runs), io.BytesIO()
+            figure.savefig(image, format="png", metadata={"Software": None})
+            write_atomically(folder / "figures" / f"{name}.png", image.getvalue())
+            figures[name] = base64.b64encode(image.getvalue()).decode(), round(100 * figure.get_figwidth())
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    templates.filters |= {"show": _show, "percent": _percent}
+    page = templates.get_template("report.html.j2").render(
+        **summary,
+        runs=runs,
+        trained_on=sorted({(run.summary["data"] or {"description": "unknown data"})["description"] for run in runs}),
+        figures=figures,
+        settings=_rows([dataclasses.asdict(run.config) for run in runs]),
+        environment=_rows([run.environment for run in runs]),
+        rules=convergence,
+    )
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def load(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs in `folder`, in the order of `config.METHODS`, and a warning for each whose config.json cannot be read.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    runs, warnings, order = [], [], list(METHODS)
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            config = from_json(Config, path.read_text(encoding="utf-8"))
+        except (ConfigError, UnicodeDecodeError) as error:
+            warnings.append(f"{path.parent.name}: left out, its config.json cannot be read: {error}")
+        else:
+            runs.append(_load_one(path.parent, config))
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no run: no subfolder has a readable config.json; train one first.")
+    return sorted(runs, key=lambda run: order.index(run.name) if run.name in order else len(order)), warnings
+
+
+def _load_one(folder: Path, config: Config) -> Run:
+    warnings: list[str] = []
+    environment: dict[str, Any] = {}
+    snapshots = {}
+    try:
+        environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        warnings.append("env.json is missing or damaged: data and machine are unknown.")
+    if warning := (environment.get("data") or {}).get("warning"):
+        warnings.append(warning)
+    lines = read_lines(folder / "metrics.jsonl")
+    if not lines:
+        warnings.append("metrics.jsonl is missing or empty: nothing was measured.")
+    paths = sorted(folder.glob("samples/epoch-*.png"))
+    for index in np.linspace(0, len(paths) - 1, min(SNAPSHOTS, len(paths))).round().astype(int):
+        path = paths[index]
+        try:
+            blocks = np.array_split(imread(path), config.method.generators)
+            # As many columns as rows: fewer images, each large enough to recognise.
+            snapshots[int(path.stem.removeprefix("epoch-"))] = [block[:, : len(block)] for block in blocks]
+        except (OSError, ValueError, SyntaxError):  # Pillow's three ways to refuse a file
+            warnings.append(f"samples/{path.name} is damaged.")
+    if not snapshots:
+        warnings.append("no samples were saved.")
+    summary = convergence.summarise(config.method, lines)
+    finished = summary["steps"] >= config.steps
+    if not finished:
+        warnings.append(f"the run is unfinished: {summary['steps']:,} of {config.steps:,} steps.")
+    if lines and None in (summary["loss"]["discriminator"], *summary["loss"]["generators"]):
+        warnings.append("the losses are not finite at the end: training diverged.")
+    summary |= {"planned_steps": config.steps, "finished": finished, "data": environment.get("data")}
+    curves = convergence.curves(config.method, lines)
+    return Run(folder.name, config, environment, lines, curves, summary, snapshots, warnings)
+
+
+def loss_figure(runs: list[Run]) -> Figure:
+    """The paper's Fig. 3: ungated losses an epoch, a panel a method."""
+    figure, panels = _panels(runs, "loss (before any gate)")
+    for run, axes in zip(runs, panels, strict=True):
+        _plot(axes, run, run.curves["discriminator"], color=BLACK, label="discriminator")
+        for index, loss in enumerate(run.curves["generators"]):
+            _plot(axes, run, loss, color=_colour(index), label=f"generator {index + 1}")
+        discriminator, generator = convergence.equilibrium(run.config.method)
+        if discriminator == generator:
+            _level(axes, generator, f"both {generator:.2f}", "value at equilibrium")
+        else:
+            _level(axes, discriminator, f"D {discriminator:.2f}", "value at equilibrium")
+            _level(axes, generator, f"G {generator:.2f}", "value at equilibrium")
+    return _with_legend(figure, panels)
+
+
+def accuracy_figure(runs: list[Run]) -> Figure:
+    """The paper's Fig. 4: top-1 accuracy an epoch, of all methods, with each one's chance level."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="epoch", ylabel="share of tuples whose real image was chosen", ylim=(0, 1))
+    axes.set_title("solid: training images, dotted: held-out images", fontsize=10)
+    for index, run in enumerate(runs):
+        style = {"color": _colour(index), "linestyle": "-" if index < len(PALETTE) else "-."}
+        _plot(axes, run, run.curves["accuracy"], label=_title(run), **style)
+        _plot(axes, run, run.curves["held_out_accuracy"], **style | {"linestyle": ":", "linewidth": 1})
+    for choices in sorted({run.config.method.generators + 1 for run in runs}):
+        _level(axes, 1 / choices, f"chance 1/{choices}")
+    return _with_legend(figure, [axes])
+
+
+def branches_figure(runs: list[Run]) -> Figure:
+    """How often each branch of Algorithm 1 was taken: whose image the discriminator called real, a panel a method."""
+    figure, panels = _panels(runs, "share of triplets")
+    for run, axes in zip(runs, panels, strict=True):
+        *generators, real = run.curves["branches"]
+        _plot(axes, run, real, color=BLACK, label="real image called real")
+        for index, share in enumerate(generators):
+            _plot(axes, run, share, color=_colour(index), label=f"generator {index + 1} called real")
+        axes.set_ylim(0, 1)
+    return _with_legend(figure, panels)
+
+
+def samples_figure(runs: list[Run]) -> Figure:
+    """The paper's Fig. 5: a row a generator, a column a snapshot; a pixel of a sample is a whole number of the figure's."""
+    columns = max(1, *(len(run.snapshots) for run in runs))
+    blocks = [block for run in runs for snapshot in run.snapshots.values() for block in snapshot]
+    height, width = (max((block.shape[axis] for block in blocks), default=64) for axis in (0, 1))
+    zoom = max(1, min(4, 2400 // (columns * width)))
+    height, width, margin, gap = zoom * height, zoom * width, 260, 40
+    rows = sum(run.config.method.generators for run in runs)
+    size = np.array([margin + columns * (width + gap), rows * (height + gap) + (len(runs) + 1) * gap])
+    figure = Figure(figsize=tuple(size / DOTS_PER_INCH))
+    top = 0
+    for run in runs:
+        top += gap  # room for the epochs
+        for index in range(run.config.method.generators):
+            top += gap
+            middle = 1 - (top + height / 2) / size[1]
+            text = f"{run.name}\ngenerator {index + 1}" + ("" if run.snapshots else "\nno samples")
+            figure.text((margin - gap) / size[0], middle, text, ha="right", va="center", fontsize=14)
+            for column, (epoch, snapshot) in enumerate(run.snapshots.items()):
+                corner = np.array([margin + column * (width + gap), size[1] - top - height])
+                axes = figure.add_axes((*(corner / size), width / size[0], height / size[1]))
+                axes.imshow(snapshot[index], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set_axis_off()
+                if index == 0:
+                    axes.set_title(f"epoch {epoch}", pad=4, fontsize=14)
+            top += height
+    return figure
+
+
+FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
+    "loss": loss_figure,
+    "accuracy": accuracy_figure,
+    "samples": samples_figure,
+    "branches": branches_figure,
+}
+
+
+def _panels(runs: list[Run], label: str) -> tuple[Figure, list[Axes]]:
+    """A panel a method, in as square a grid as three or more allow, all with the same scales."""
+    columns = len(runs) if len(runs) < 4 else math.ceil(math.sqrt(len(runs)))
+    rows = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(1 + 4.5 * columns, 1 + 3.2 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for run, axes in zip(runs, panels, strict=False):
+        axes.set(title=_title(run), xlabel="epoch", ylabel=label)
+        axes.label_outer(remove_inner_ticks=False)
+    for axes in panels[len(runs) :]:
+        axes.set_visible(False)
+    return figure, panels[: len(runs)]
+
+
+def _plot(axes: Axes, run: Run, curve: convergence.Curve, **style: Any) -> None:
+    """A curve over the run's epochs; a single epoch is a dot."""
+    axes.plot(run.curves["epoch"], curve, **{"marker": "o" if len(run.lines) == 1 else None, "linewidth": 1.5} | style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _level(axes: Axes, value: float, text: str, label: str = "") -> None:
+    """A dashed line across, named in the right margin, where no curve hides the name."""
+    axes.axhline(value, color=GREY, linestyle=(0, (5, 3)), linewidth=1, label=label)
+    axes.text(1.01, value, text, transform=axes.get_yaxis_transform(), color=GREY, va="center")
+
+
+def _title(run: Run) -> str:
+    return run.name if run.lines else f"{run.name} (no metrics)"
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _with_legend(figure: Figure, panels: list[Axes]) -> Figure:
+    """One legend below the panels, each label once."""
+    handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = int(figure.get_figwidth() / 2.4)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _collect(runs: list[Run]) -> list[str]:
+    """All runs' warnings, each once, with the methods that it concerns."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for text in run.warnings:
+            found.setdefault(text, []).append(run.name)
+    return [f"{', '.join(names)}: {text}" for text, names in found.items()]
+
+
+def _rows(columns: list[dict[str, Any]]) -> list[tuple[str, list[str], bool]]:
+    """Nested dictionaries as a table's rows: dotted name, the value in each column, whether the columns differ."""
+
+    def flat(value: Any, name: str) -> dict[str, str]:
+        if isinstance(value, list):
+            value = dict(enumerate(value, 1)) if dict in map(type, value) else " ".join(map(str, value))
+        if isinstance(value, dict):
+            return {key: text for part, item in value.items() for key, text in flat(item, f"{name}.{part}").items()}
+        return {name[1:]: "–" if value is None else str(value)}
+
+    tables = [flat(column, "") for column in columns]
+    rows = {name: [table.get(name, "–") for table in tables] for table in tables for name in table}
+    return [(name, values, len(set(values)) > 1) for name, values in rows.items()]
+
+
+def _show(value: Any, digits: int = 3) -> str:
+    """A number, or several, as a person reads it; a dash where there is none."""
+    if isinstance(value, list):
+        return ", ".join(_show(item, digits) for item in value) or "–"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"

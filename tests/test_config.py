@@ -1,0 +1,120 @@
+"""Bad settings are refused with what was given, what is accepted and what to do; JSON both ways loses nothing."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psgjax import config as configuration
+from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
+
+BAD = [
+    (Method, {"generators": 0}, "method.generators is 0; it must be a whole number of at least 1"),
+    (Method, {"correct_weight": 1.5}, "method.correct_weight is 1.5; it must be a number from 0 to 1"),
+    (Method, {"average_loss_weight": math.inf}, "method.average_loss_weight is inf"),
+    (Method, {"loss": "hinge"}, "--method.scores independent"),
+    (Method, {"scores": "independent", "loss": "wasserstein"}, "no choice to gate by; use --method.gate none"),
+    (Method, {"scores": "independent", "loss": "mgan"}, "whatever the discriminator chose"),
+    (Method, {"generators": 1, "scores": "independent", "gate": "none", "loss": "mad-gan"}, "needs at least two"),
+    (Method, {"gate": "none", "average_loss": "both"}, "without a gate there are no branches"),
+    (Method, {"discriminator_steps": 2}, "use --method.update-order alternating"),
+    (
+        Method,
+        {"scores": "independent", "gate": "none", "loss": "wasserstein", "generator_loss": "minimax"},
+        "one generator loss",
+    ),
+    (Network, {"width": 0}, "network.width is 0"),
+    (Optimizer, {"learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be a finite number above 0"),
+    (Optimizer, {"learning_rate": -1.0}, "optimizer.learning_rate is -1.0"),
+    (Optimizer, {"learning_rate": math.nan}, "optimizer.learning_rate is nan"),
+    (Optimizer, {"discriminator_learning_rate": math.inf}, "optimizer.discriminator_learning_rate is inf"),
+    (Optimizer, {"beta1": 1.0}, "optimizer.beta1 is 1.0"),
+    (Data, {"train_images": -1}, "data.train_images is -1"),
+    (Data, {"source": "packaged", "dir": Path("x")}, "that source reads no folder"),
+    (Config, {"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+    (Config, {"batch_size": -3}, "batch_size is -3"),
+    (Config, {"seed": -1}, "seed is -1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), BAD)
+def test_bad_settings_are_refused_with_the_reason(kind, fields, message):
+    with pytest.raises(ConfigError) as error:
+        kind(**fields)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown method 'sgan'.*psg, sngan, gan.*Did you mean 'sngan'"):
+        configuration.named_method("sgan")
+
+
+def test_a_batch_larger_than_the_training_set():
+    with pytest.raises(ConfigError, match="batch_size 64 .* the training set has 50; use a --batch-size of at most 50"):
+        Config().steps_per_epoch(50)
+    assert Config(batch_size=8).steps_per_epoch(50) == 6
+
+
+SETTINGS = st.builds(
+    Config,
+    method_name=st.sampled_from(list(METHODS)),
+    method=st.sampled_from(list(METHODS.values())),
+    network=st.builds(Network, width=st.integers(1, 512)),
+    optimizer=st.builds(Optimizer, learning_rate=st.floats(1e-9, 10), beta1=st.floats(0, 0.999)),
+    data=st.builds(Data, dir=st.none() | st.just(Path("a/b")), train_images=st.integers(0, 10**6)),
+    seed=st.integers(0, 2**32 - 1),
+    warning=st.none() | st.text(),
+)
+
+
+@given(SETTINGS)
+def test_json_and_back_is_the_same(config):
+    assert configuration.from_json(Config, configuration.to_json(config)) == config
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["method", "seed", "data", "dir"]), inner)
+    ),
+)
+
+
+@given(JSON)
+def test_any_json_is_a_configuration_or_a_clear_error(value):
+    try:
+        configuration.from_json(Config, json.dumps(value))
+    except ConfigError as error:
+        assert str(error)
+
+
+def test_differences_are_named_in_full():
+    one = Config()
+    other = dataclasses.replace(one, seed=3, method=dataclasses.replace(one.method, gate="mean"))
+    assert configuration.differences(one, other) == ["method.gate: triplet -> mean", "seed: 0 -> 3"]
+    assert configuration.differences(one, one) == []
+
+
+def test_overrides_change_what_they_set_and_check_the_whole():
+    overrides = configuration.overrides_of(Method)
+    assert configuration.override(METHODS["sngan"], overrides()) == METHODS["sngan"]
+    assert configuration.override(METHODS["sngan"], overrides(power_iterations=2)).power_iterations == 2
+    assert configuration.override(METHODS["sngan"], overrides(spectral_norm=False)) == METHODS["gan"]
+    with pytest.raises(ConfigError, match="hinge"):
+        configuration.override(METHODS["psg"], overrides(loss="hinge"))
+
+
+def test_the_grid_is_the_papers():
+    """METHOD's table: K, reading of the scores, gate, spectral normalisation."""
+    rows = {name: (m.generators, m.scores, m.gate, m.spectral_norm) for name, m in METHODS.items()}
+    assert rows["psg"] == (2, "softmax", "triplet", False)
+    assert rows["sngan"] == (1, "independent", "none", True)
+    assert rows["gan"] == (1, "independent", "none", False)
+    assert rows["relativistic"] == (1, "softmax", "none", False)
+    assert rows["stackelberg"] == (2, "independent", "none", False)
+    assert rows["psg-sn"] == (2, "softmax", "triplet", True)

@@ -1,0 +1,147 @@
+"""Resumed equals uninterrupted, bit for bit; folders, checkpoints and data that do not belong are refused and left alone."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SHAPE, same, tiny
+from rich.console import Console
+
+from psgjax import step as stepping
+from psgjax import training
+from psgjax.checkpoint import CheckpointError, Checkpoints
+from psgjax.config import ConfigError, Network, Optimizer
+from psgjax.data import Dataset
+from psgjax.tracking import read_lines
+
+
+@pytest.fixture
+def data(images):
+    info = {"description": "noise", "sha256": "0" * 64, "source": "packaged", "warning": None}
+    labels = np.zeros(32, np.int32)
+    return Dataset(images, labels, images[:8], labels[:8], info)
+
+
+class StopAfter(training.Stop):
+    """Asks the run to stop, as SIGINT would, when it has been looked at a number of times."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def signal(self):
+        self.looks -= 1
+        return 2 if self.looks < 0 else 0
+
+
+def train(config, data, folder, stop=None):
+    return training.train(config, data, folder, console=Console(quiet=True), stop=stop or training.Stop())
+
+
+def final_state(config, folder):
+    like = stepping.init(config, SHAPE)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(like)[0]
+
+
+def timeless(folder):
+    return [
+        {key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("name", ["psg", "sngan"])
+def test_interrupted_and_resumed_equals_uninterrupted(name, data, tmp_path):
+    config = tiny(name, steps=20)  # two epochs and a half of 8 steps
+    assert train(config, data, tmp_path / "whole") == training.Outcome(20, finished=True)
+    assert [line["step"] for line in timeless(tmp_path / "whole")] == [8, 16, 20]
+    assert [line["epoch"] for line in timeless(tmp_path / "whole")] == [1, 2, 2.5]
+    outcomes = []
+    for looks in (4, 7, 5, 100):
+        outcomes.append(train(config, data, tmp_path / "cut", StopAfter(looks)))
+        if outcomes[-1].finished:
+            break
+    assert len(outcomes) > 2
+    assert not outcomes[0].finished
+    assert outcomes[-1] == training.Outcome(20, finished=True)
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+    assert same(final_state(config, tmp_path / "cut"), final_state(config, tmp_path / "whole"))
+    names = [sorted(p.name for p in (tmp_path / run / "samples").iterdir()) for run in ("cut", "whole")]
+    assert names[0] == names[1] == [f"epoch-000{i}.png" for i in range(4)]
+    for path in (tmp_path / "whole/samples").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut/samples" / path.name).read_bytes()
+    environment = json.loads((tmp_path / "cut/env.json").read_text())
+    assert len(environment["resumed"]) == len(outcomes) - 1
+    assert environment["versions"]["jax"]
+
+
+def test_a_finished_run_is_left_as_it_is(data, tmp_path):
+    config = tiny("gan", steps=3)
+    train(config, data, tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert train(config, data, tmp_path / "run") == training.Outcome(3, finished=True)
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_other_settings_or_something_else_in_the_folder_are_refused(data, tmp_path):
+    config = tiny("gan", steps=1)
+    train(config, data, tmp_path / "run")
+    listing = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(ConfigError, match="other settings: batch_size: 4 -> 8; seed: 0 -> 5"):
+        train(dataclasses.replace(config, seed=5, batch_size=8), data, tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == listing
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds no run"):
+        train(config, data, tmp_path / "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        train(config, data, tmp_path / "file")
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config.json is not a configuration .* not JSON"):
+        train(config, data, tmp_path / "run")
+
+
+def test_other_data_than_the_run_began_with_are_refused(data, tmp_path):
+    config = tiny("gan", steps=2)
+    train(config, data, tmp_path / "run", StopAfter(2))
+    changed = dataclasses.replace(data, info={**data.info, "sha256": "1" * 64, "description": "other noise"})
+    before = (tmp_path / "run/env.json").read_bytes()
+    with pytest.raises(ConfigError, match="then noise .* now other noise"):
+        train(config, changed, tmp_path / "run")
+    assert (tmp_path / "run/env.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
+    config = dataclasses.replace(tiny("stackelberg", steps=16), optimizer=Optimizer(learning_rate=1e30))
+    with pytest.raises(training.Diverged, match="a loss is not finite .* smaller --optimizer.learning-rate"):
+        train(config, data, tmp_path / "run")
+    with Checkpoints(tmp_path / "run/checkpoints") as checkpoints:
+        assert checkpoints.restore(stepping.init(config, SHAPE)) is None
+
+
+def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
+    config = tiny("gan", steps=1)
+    train(config, data, tmp_path / "run")
+    wider = dataclasses.replace(config, network=Network(width=8, latent_size=6))
+    with (
+        Checkpoints(tmp_path / "run/checkpoints") as checkpoints,
+        pytest.raises(CheckpointError, match=r"holds float32\[.*this run needs"),
+    ):
+        checkpoints.restore(stepping.init(wider, SHAPE))
+
+
+def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):
+    config = tiny("gan", steps=9)
+    train(config, data, tmp_path / "run")
+    whole = timeless(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    train(config, data, tmp_path / "run")
+    assert timeless(tmp_path / "run") == whole
+
+
+def test_grids_are_kept_at_1_2_5_10_and_so_on():
+    assert [epoch for epoch in range(0, 600) if training._shown(epoch)] == [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    assert not training._shown(2.5)
