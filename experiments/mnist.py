@@ -34,7 +34,7 @@ else:
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"epochs": 50, "batch_size": 64, "network": Network(width=32), "data": {"train_images": 5000}},
+    "quick": {"epochs": 75, "batch_size": 64, "network": Network(width=32), "data": {"train_images": 5000}},
     "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}},
 }
 
@@ -52,7 +52,7 @@ class Options:
     preset: Annotated[
         Literal["quick", "paper"],
         Doc(
-            "quick: 50 epochs of 5,000 images, small networks, for two CPU cores; paper: 500 epochs of all images, for a GPU."
+            "quick: 75 epochs of 5,000 images, small networks, for two CPU cores; paper: 500 epochs of all images, for a GPU."
         ),
     ] = "quick"
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None

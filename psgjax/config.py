@@ -91,7 +91,7 @@ class Method:
         float, Doc("Weight of WGAN-GP's penalty on D's gradient norm (wasserstein loss only).")
     ] = 10.0
     diversity_weight: Annotated[
-        float, Doc("MGAN's beta: weight of the generators' classification loss (mgan loss only).")
+        float, Doc("MGAN's beta: weight of the classification loss of generators and D (mgan loss only).")
     ] = 1.0
 
     def __post_init__(self) -> None:

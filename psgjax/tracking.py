@@ -61,11 +61,15 @@ class MetricsFile:
         self._file.close()
 
 
-def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Images [K, n, H, W, C] in [-1, 1] as one picture uint8 [K * rows * H, columns * W, C]: a block of rows for each generator."""
-    generators, count, height, width, colours = images.shape
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] as uint8, the inverse of `step.scale`."""
+    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def image_grid(pixels: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Images uint8 [K, n, H, W, C] as one picture [K * rows * H, columns * W, C]: a block of rows for each generator."""
+    generators, count, height, width, colours = pixels.shape
     rows = -(-count // columns)
-    pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     cells = np.zeros((generators, rows * columns, height, width, colours), np.uint8)
     cells[:, :count] = pixels
     cells = cells.reshape(generators * rows, columns, height, width, colours)

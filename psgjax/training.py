@@ -29,7 +29,16 @@ from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.step import TrainState, draw_latents, init, make_judge, make_run, make_sampler
-from psgjax.tracking import MetricsFile, ProgressDisplay, duration, image_grid, read_lines, write_atomically, write_png
+from psgjax.tracking import (
+    MetricsFile,
+    ProgressDisplay,
+    duration,
+    image_grid,
+    read_lines,
+    to_pixels,
+    write_atomically,
+    write_png,
+)
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
 _CALL_SECONDS = 1.0  # the length of one call to the device: what a signal may have to wait for, twice
@@ -120,7 +129,8 @@ def device_name() -> str:
 
 def environment(config: Config, data: Dataset) -> dict[str, Any]:
     """What env.json records: command, commit, versions, hardware, data."""
-    return {**provenance(), "steps_per_epoch": config.steps_per_epoch(len(data.images)), "data": data.info}
+    shape = {"steps_per_epoch": config.steps_per_epoch(len(data.images)), "image_shape": data.images.shape[1:]}
+    return {**provenance(), **shape, "data": data.info}
 
 
 def provenance() -> dict[str, Any]:
@@ -129,9 +139,11 @@ def provenance() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     ).stdout.strip()
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
-        "command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": shlex.join([*program, *sys.argv[1:]]),
         "commit": commit or None,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "device": device_name(),
@@ -327,7 +339,9 @@ class _Loop:
         return write
 
     def _picture(self, epoch: float, images: jax.Array) -> None:
-        write_png(self.folder / "samples" / f"epoch-{int(np.ceil(epoch)):04d}.png", image_grid(np.asarray(images)))
+        write_png(
+            self.folder / "samples" / f"epoch-{int(np.ceil(epoch)):04d}.png", image_grid(to_pixels(np.asarray(images)))
+        )
 
 
 def use_compilation_cache() -> None:

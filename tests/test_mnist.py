@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 from conftest import leaves, same
+from PIL import Image
 
 from experiments import mnist
-from psgjax import training
+from psgjax import sampling, training
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import METHODS, Config, Method, from_json
 from psgjax.step import init
@@ -94,6 +95,15 @@ def test_trains_both_methods_and_writes_everything(idx, tmp_path, capsys):
     assert "psg: training 16 steps (2 epochs) at batch size 8 on cpu" in told
     assert re.search(r"^psg: training .*; about \d", told, re.MULTILINE)
     assert told.count("not MNIST as published") == 1
+
+    for name in ("some.png", "some.npz"):  # a saved run can be sampled
+        assert sampling.main([str(out / "psg"), "--count", "5", "--out", name]) == 0
+    with np.load("some.npz", allow_pickle=False) as saved:
+        assert saved["images"].shape == (2, 5, 28, 28, 1)
+        more = sampling.sample(*sampling.load(out / "psg"), count=7, seed=0)
+        np.testing.assert_array_equal(more[:, :5], saved["images"])
+    with Image.open("some.png") as picture:
+        assert picture.size == (8 * 28, 2 * 28)
 
     (out / "report.html").unlink()  # a finished run says so and redraws the report
     lines = timeless(out / "psg")
@@ -243,6 +253,22 @@ def test_overrides_reach_every_method(idx, tmp_path):
     config = training.read_config(tmp_path / "k3/psg")
     assert (config.method.generators, config.method.gate) == (3, "triplet")
     assert len(read_lines(tmp_path / "k3/psg/metrics.jsonl")[0]["branches"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "missing holds no run"),
+        (["."], "holds no run"),
+        (["missing", "--count", "0"], "count is 0"),
+        (["missing", "--out", "a.jpg"], "a.jpg must end in .png"),
+    ],
+)
+def test_sampling_what_is_not_there(arguments, message, capsys):
+    assert sampling.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
 
 
 def start(idx, out, *more):

@@ -31,7 +31,7 @@ def test_a_line_that_is_no_json_number_is_refused(tmp_path):
 def test_a_grid_puts_each_generator_in_rows_of_its_own(tmp_path):
     images = np.zeros((2, 3, 4, 5, 1)) - 1
     images[1, 2] = 1.0
-    picture = tracking.image_grid(images, columns=2)
+    picture = tracking.image_grid(tracking.to_pixels(images), columns=2)
     assert picture.shape == (2 * 2 * 4, 2 * 5, 1)
     white = np.argwhere(picture[..., 0] == 255)
     assert white.min(0).tolist() == [12, 0]  # generator 2: rows 8 to 15, its third image below the first

@@ -1,0 +1,1 @@
+"""How good and how varied a run's samples are: pure functions of samples, with their sources."""
