@@ -59,6 +59,10 @@ class Options:
     steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
     batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
     seed: Annotated[int, Doc("Every random number of the run follows from it.")] = 0
+    precision: Annotated[
+        Literal["float32", "bfloat16", "tf32"],
+        Doc("Of the layers' arithmetic; parameters and losses are float32 always."),
+    ] = "float32"
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mnist")
     data: DataOverrides = field(default_factory=DataOverrides)
     network: NetworkOverrides = field(default_factory=NetworkOverrides)
@@ -91,6 +95,7 @@ def configure(options: Options) -> dict[str, Config]:
             batch_size=preset["batch_size"] if options.batch_size is None else options.batch_size,
             steps=1 if options.steps is None else options.steps,
             seed=options.seed,
+            precision=options.precision,
         )
     return configs
 

@@ -272,6 +272,10 @@ class Config:
     batch_size: Annotated[int, Doc("Images of each kind in an update: B real ones, and B from every generator.")] = 64
     steps: Annotated[int, Doc("Generator updates in the whole run.")] = 1000
     seed: Annotated[int, Doc("Every random number of the run follows from it.")] = 0
+    precision: Annotated[
+        Literal["float32", "bfloat16", "tf32"],
+        Doc("Of the layers' arithmetic; parameters, scores, losses and statistics are float32 always."),
+    ] = "float32"
     warning: Annotated[str | None, Doc("What a reader must know of the data; filled in by the loader.")] = None
 
     def __post_init__(self) -> None:

@@ -132,17 +132,18 @@ class MLP(nn.Module):
 
     width: int
     shape: tuple[int, ...]
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         """[B, ...] to [B, *shape], unbounded."""
         x = x.reshape(len(x), -1)
         for _ in range(2):
-            x = nn.relu(nn.Dense(self.width)(x))
+            x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
         size = 1
         for n in self.shape:
             size *= n
-        return nn.Dense(size)(x).reshape(-1, *self.shape)
+        return nn.Dense(size, dtype=self.dtype)(x).astype(jnp.float32).reshape(-1, *self.shape)
 
 
 def build(
@@ -156,7 +157,7 @@ def build(
     height, width, colours = image_shape
     base = network.width
     if network.name == "mlp":
-        return MLP(base, image_shape), MLP(base, (outputs,))
+        return MLP(base, image_shape, dtype), MLP(base, (outputs,), dtype)
     if network.name == "sngan32":
         if max(height, width) > 32:
             raise ConfigError(

@@ -103,7 +103,8 @@ def _optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.Gra
 
 def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
     """The generator and discriminator modules of a run."""
-    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method))
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype)
 
 
 def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | None = None) -> TrainState:
@@ -271,7 +272,8 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
     update = simultaneous if method.update_order == "simultaneous" else alternating
 
     def step(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
-        state, metrics = update(state, images)
+        with jax.default_matmul_precision("tensorfloat32" if config.precision == "tf32" else "float32"):
+            state, metrics = update(state, images)
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step

@@ -13,7 +13,7 @@ from conftest import SHAPE, first_state, same, tiny
 
 from psgjax import objectives, spectral
 from psgjax import step as stepping
-from psgjax.config import METHODS, Method, Optimizer
+from psgjax.config import METHODS, Method, Network, Optimizer
 
 
 def batch_of(config, images):
@@ -332,6 +332,26 @@ def test_the_dataset_is_an_argument_and_the_state_is_donated(images):
     assert "tf.aliasing_output" in text
     assert len(text) < 400_000
     assert "tensor<32x8x8x1xui8>" in text.split("{", 2)[1] or "tensor<32x8x8x1xui8>" in text.split("->", 1)[0]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_training_statistics_agree_in_every_precision(precision, images):
+    sums = {}
+    for name in ("float32", precision):
+        config = tiny("psg-sn", batch_size=16, precision=name, network=Network(width=16, latent_size=8))
+        _, run = run_of(config, images)
+        state = first_state(config)
+        totals = np.zeros(3)
+        for _ in range(8):
+            state, metrics = run(state, 2)
+            totals += [metrics["loss"]["discriminator"], *metrics["loss"]["generators"]]
+        params = jax.tree.leaves((state.generators.params, state.discriminator.params))
+        assert all(leaf.dtype == jnp.float32 for leaf in params)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
+        sums[name] = totals
+    np.testing.assert_allclose(sums[precision], sums["float32"], rtol=0.03)
+    text = stepping.make_run(config, 32, SHAPE).lower(first_state(config), jnp.asarray(images), jnp.int32(1)).as_text()
+    assert ("bf16" in text) == (precision == "bfloat16")
 
 
 # D's and the first generator's loss, and accuracy, summed over three updates. They may be written anew only where a change of the
