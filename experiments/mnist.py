@@ -140,7 +140,7 @@ def run(options: Options, console: Console, stop: Stop) -> int:
     """
     configs = configure(options)
     from psgjax import data as datasets
-    from psgjax import training
+    from psgjax import environment, training
 
     first = next(iter(configs.values()))
     recorded = [c.data for p in sorted(options.out.glob("*/")) if (c := training.read_config(p)) is not None]
@@ -152,7 +152,7 @@ def run(options: Options, console: Console, stop: Stop) -> int:
     configs = {name: complete(options, config, data) for name, config in configs.items()}
     check_out(options.out, configs)
     options.out.mkdir(parents=True, exist_ok=True)
-    training.use_compilation_cache()
+    environment.use_compilation_cache()
 
     for name, config in configs.items():
         outcome = training.train(config, data, options.out / name, console=console, stop=stop)

@@ -20,9 +20,10 @@ from typing_extensions import Doc
 
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
+from psgjax.environment import use_compilation_cache
 from psgjax.step import TrainState, draw_latents, init, make_sampler
 from psgjax.tracking import image_grid, to_pixels, write_atomically, write_png
-from psgjax.training import read_config, use_compilation_cache
+from psgjax.training import read_config
 
 _BATCH = 500  # bounds the memory of one call, whatever the count
 

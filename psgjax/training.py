@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +22,7 @@ from psgjax import config as configuration
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
+from psgjax.environment import device_name, forecast, provenance
 from psgjax.step import TrainState, draw_latents, init, make_judge, make_run, make_sampler
 from psgjax.tracking import (
     MetricsFile,
@@ -44,7 +39,6 @@ _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
 _CALL_SECONDS = 1.0  # the length of one call to the device: what a signal may have to wait for, twice
 _GRID = 32  # images a generator in a sample grid
 _JUDGED = 2000  # held-out images on which D's accuracy is taken
-_SHARE_OF_PEAK = 0.4  # of the matmul rate, for the forecast alone
 
 
 class Diverged(Exception):
@@ -118,58 +112,10 @@ def check_folder(folder: Path, config: Config) -> None:
         raise ConfigError(f"{folder} is a file; --out must name a folder.")
 
 
-def device_name() -> str:
-    """The device that programs run on, and on a CPU how many cores this process may use."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"cpu ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
-    count = jax.device_count()
-    return f"{device.platform}: {device.device_kind}" + (f" x {count}" if count > 1 else "")
-
-
 def environment(config: Config, data: Dataset) -> dict[str, Any]:
     """What env.json records: command, commit, versions, hardware, data."""
     shape = {"steps_per_epoch": config.steps_per_epoch(len(data.images)), "image_shape": data.images.shape[1:]}
     return {**provenance(), **shape, "data": data.info}
-
-
-def provenance() -> dict[str, Any]:
-    """What made a result: command, commit, versions, hardware, time."""
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "command": shlex.join([*program, *sys.argv[1:]]),
-        "commit": commit or None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": device_name(),
-        "processor": _processor(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _forecast(flops: float) -> float:
-    """Seconds that so many operations may take here, from the matmul rate of this moment."""
-    a = jnp.ones((1024, 1024))
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    started = time.perf_counter()
-    for _ in range(5):
-        a = product(a) * 1e-3
-    a.block_until_ready()
-    return flops / (5 * 2 * 1024**3 / (time.perf_counter() - started) * _SHARE_OF_PEAK)
 
 
 def _shown(epoch: float) -> bool:
@@ -291,13 +237,11 @@ class _Loop:
         config = self.config
         left = config.steps - step
         analysis = lowered.cost_analysis()
-        forecast = (
-            f"; about {duration(_forecast(analysis['flops'] * left))}" if analysis and "flops" in analysis else ""
-        )
+        about = f"; about {duration(forecast(analysis['flops'] * left))}" if analysis and "flops" in analysis else ""
         self.console.print(
             f"{config.method_name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
             f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "
-            f"on {device_name()}, on {self.data.info['description']}{forecast}",
+            f"on {device_name()}, on {self.data.info['description']}{about}",
             highlight=False,
             soft_wrap=True,
         )
@@ -342,11 +286,3 @@ class _Loop:
         write_png(
             self.folder / "samples" / f"epoch-{int(np.ceil(epoch)):04d}.png", image_grid(to_pixels(np.asarray(images)))
         )
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (empty: none)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import SHAPE, same, tiny
@@ -41,7 +42,7 @@ def train(config, data, folder, stop=None):
 
 
 def final_state(config, folder):
-    like = stepping.init(config, SHAPE)
+    like = jax.eval_shape(lambda: stepping.init(config, SHAPE))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoints.restore(like)[0]
 
@@ -119,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path
     with pytest.raises(training.Diverged, match="a loss is not finite .* smaller --optimizer.learning-rate"):
         train(config, data, tmp_path / "run")
     with Checkpoints(tmp_path / "run/checkpoints") as checkpoints:
-        assert checkpoints.restore(stepping.init(config, SHAPE)) is None
+        assert checkpoints.restore(jax.eval_shape(lambda: stepping.init(config, SHAPE))) is None
 
 
 def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
@@ -130,7 +131,7 @@ def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
         Checkpoints(tmp_path / "run/checkpoints") as checkpoints,
         pytest.raises(CheckpointError, match=r"holds float32\[.*this run needs"),
     ):
-        checkpoints.restore(stepping.init(wider, SHAPE))
+        checkpoints.restore(jax.eval_shape(lambda: stepping.init(wider, SHAPE)))
 
 
 def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):

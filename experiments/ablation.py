@@ -1,0 +1,393 @@
+"""Train every cell of the grid K x spectral normalisation x D's loss x gate, and put them in one table.
+
+    python -m experiments.ablation                                     # 36 cells on the ring of 8 Gaussians, EXPECTED
+    python -m experiments.ablation --mixture grid --out runs/ablation-grid
+    python -m experiments.ablation --task mnist --out runs/ablation-mnist      # 36 runs on MNIST: EXPECTED
+    python -m experiments.ablation --losses cross-entropy wasserstein mgan     # shows which cells are impossible, and why
+
+Writes runs/ablation/: cells/NAME.json as each cell is done, then results.json and results.md. Run again to go on: a cell that is
+done is not done again, and one that was done with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from typing_extensions import Doc
+
+from experiments import mixtures
+from psgjax import config as configuration
+from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
+
+if TYPE_CHECKING:
+    from psgjax.config import Data as DataOverrides
+    from psgjax.config import Network as NetworkOverrides
+    from psgjax.config import Optimizer as OptimizerOverrides
+    from psgjax.data import Dataset
+    from psgjax.training import Stop
+else:
+    DataOverrides, NetworkOverrides, OptimizerOverrides = map(configuration.overrides_of, (Data, Network, Optimizer))
+
+# What a task sets where the command line does not.
+TASKS: dict[str, dict[str, Any]] = {
+    "mixture": {
+        "steps": 3000,
+        "network": Network("mlp", width=64, latent_size=2),
+        "optimizer": Optimizer(learning_rate=1e-3, schedule="linear"),
+        "data": Data(),
+    },
+    "mnist": {
+        "epochs": 10,
+        "network": Network(width=16),
+        "optimizer": Optimizer(),
+        "data": Data(train_images=5000),
+    },
+}
+# D's losses by one name each: how its scores are read, and the loss itself.
+LOSSES: dict[str, dict[str, Any]] = {
+    "cross-entropy": {"scores": "independent", "loss": "cross-entropy"},
+    "softmax": {"scores": "softmax", "loss": "cross-entropy"},
+    **{name: {"scores": "independent", "loss": name} for name in ("hinge", "wasserstein", "mad-gan", "mgan")},
+}
+
+
+@dataclass(frozen=True)
+class Options(mixtures.Protocol):
+    """Train a grid of methods. An option shown as None takes the task's value."""
+
+    task: Annotated[
+        Literal["mixture", "mnist"], Doc("A mixture of Gaussians, many seeds at once; or MNIST, one seed a cell.")
+    ] = "mixture"
+    mixture: Annotated[Literal["ring", "grid"], Doc("The mixture: a ring of 8 or a grid of 25.")] = "ring"
+    generators: Annotated[tuple[int, ...], Doc("Numbers of generators K.")] = (1, 2, 3)
+    spectral_norm: Annotated[tuple[Literal["no", "yes"], ...], Doc("With or without spectral normalisation of D.")] = (
+        "no",
+        "yes",
+    )
+    losses: Annotated[
+        tuple[Literal["cross-entropy", "softmax", "hinge", "wasserstein", "mad-gan", "mgan"], ...],
+        Doc("D's losses: softmax is the choice among the tuple, all others judge each image on its own."),
+    ] = ("cross-entropy", "softmax", "hinge")
+    gates: Annotated[
+        tuple[Literal["none", "triplet", "majority", "mean"], ...], Doc("Where Algorithm 1 decides, or nowhere.")
+    ] = ("none", "triplet")
+    seeds: Annotated[int, Doc("Seeds of a cell on a mixture, trained at once, from --seed on; MNIST has one.")] = 3
+    steps: Annotated[int | None, Doc("Generator updates of each cell.")] = None
+    epochs: Annotated[int | None, Doc("Passes over the training images, in place of steps (MNIST only).")] = None
+    batch_size: Annotated[int, Doc("Real images in an update, and as many from each generator.")] = 64
+    out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/ablation")
+    data: DataOverrides = field(default_factory=DataOverrides)
+    network: NetworkOverrides = field(default_factory=NetworkOverrides)
+    optimizer: OptimizerOverrides = field(default_factory=OptimizerOverrides)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the grid: its configuration, or why there is none. Its name is that of its file: k2-sn-softmax-triplet."""
+
+    name: str
+    config: Config | None
+    reason: str | None = None
+
+    @property
+    def method_name(self) -> str:
+        """The name that this point has among the methods, if it has one."""
+        method = self.config.method if self.config else None
+        return next((name for name, known in METHODS.items() if known == method), "")
+
+
+def configure(options: Options) -> list[Cell]:
+    """The cells in the order of the axes; on MNIST `steps` is 1 where epochs are asked for, until the images are read.
+
+    Raises:
+        ConfigError: For a setting that no cell can be run with.
+    """
+    task = TASKS[options.task]
+    network = configuration.override(task["network"], options.network)
+    optimizer = configuration.override(task["optimizer"], options.optimizer)
+    data = configuration.override(task["data"], options.data)
+    mixtures.check_counts(generators=min(options.generators, default=1))
+    if options.task == "mixture":
+        mixtures.check_network(network)
+        if options.epochs is not None:
+            raise ConfigError(
+                f"--epochs {options.epochs} with --task mixture: points are drawn, not passed over; use --steps."
+            )
+    if options.epochs is not None:
+        mixtures.check_counts(epochs=options.epochs)
+        if options.steps is not None:
+            raise ConfigError(
+                f"--epochs {options.epochs} and --steps {options.steps} are both given; give one of them."
+            )
+    for name in ("generators", "spectral_norm", "losses", "gates"):
+        if not getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} names none; give at least one.")
+    steps = task.get("steps", 1) if options.steps is None else options.steps
+    shared = Config(
+        network=network, optimizer=optimizer, data=data, batch_size=options.batch_size, steps=steps, seed=options.seed
+    )
+    if options.task == "mixture":
+        shared.steps_per_epoch(options.points)  # refuses batches larger than the set
+    cells = []
+    axes = itertools.product(options.generators, options.spectral_norm, options.losses, options.gates)
+    for generators, spectral_norm, loss, gate in dict.fromkeys(axes):
+        name = f"k{generators}-{'sn' if spectral_norm == 'yes' else 'plain'}-{loss}-{gate}"
+        try:
+            method = Method(generators=generators, spectral_norm=spectral_norm == "yes", gate=gate, **LOSSES[loss])
+        except ConfigError as error:
+            cells.append(Cell(name, None, str(error)))
+        else:
+            cells.append(Cell(name, dataclasses.replace(shared, method_name=name, method=method)))
+    return cells
+
+
+def complete(options: Options, cell: Cell, data: Dataset) -> Cell:
+    """The cell on MNIST with its number of steps and the source that was read."""
+    if cell.config is None:
+        return cell
+    epochs = TASKS["mnist"]["epochs"] if options.epochs is None else options.epochs
+    per_epoch = cell.config.steps_per_epoch(len(data.images))
+    config = dataclasses.replace(
+        cell.config,
+        steps=epochs * per_epoch if options.steps is None else options.steps,
+        data=dataclasses.replace(cell.config.data, source=data.info["source"]),
+        warning=data.info["warning"],
+    )
+    return dataclasses.replace(cell, config=config)
+
+
+def settings(options: Options, config: Config) -> dict[str, Any]:
+    """Everything that decides a cell's result, as JSON has it."""
+    values: dict[str, Any] = json.loads(configuration.to_json(config))
+    if options.task == "mnist":
+        return {"task": "mnist", **values}
+    names = ("task", "mixture", *(item.name for item in dataclasses.fields(mixtures.Protocol)))
+    return {name: getattr(options, name) for name in names} | {
+        name: value for name, value in values.items() if name not in ("data", "warning")
+    }
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Where two nested settings differ: `name: before -> now`, dotted."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [text for key in keys for text in differences(before.get(key), now.get(key), f"{name}.{key}")]
+    return [] if before == now else [f"{name[1:]}: {before} -> {now}"]
+
+
+def read_cell(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """A cell that was done before with these settings; None where it was not done.
+
+    Raises:
+        ConfigError: If the file cannot be read, or the settings were others.
+    """
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        different, _ = differences(record["settings"], wanted), record["result"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is damaged; delete it, and the cell will be done again.") from None
+    if different:
+        raise ConfigError(
+            f"{path} was done with other settings: {'; '.join(different)}. Choose another --out, the same settings, "
+            "or delete the file to have the cell done again."
+        )
+    return record
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than a grid. Writes nothing.
+
+    Raises:
+        ConfigError: With what is in the way.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "cells").is_dir():
+        raise ConfigError(f"--out {out} is not empty and holds no cells; choose another folder, or empty it.")
+
+
+Work = Callable[[str, Config], dict[str, Any] | None]
+
+
+def on_mixture(options: Options, console: Console) -> Work:
+    """What does a cell on a mixture: the figures of `mixtures`."""
+    import jax
+
+    mixture = mixtures.MIXTURES[options.mixture]
+    points = mixtures.draw(mixture, options.points, jax.random.key(options.data_seed))
+
+    def work(name: str, config: Config) -> dict[str, Any]:
+        trainer = mixtures.Trainer(config, options.seeds, options.points, options.samples)
+        state = trainer.train(points, console, name)
+        return mixtures.judge(trainer, state, mixture)[0]
+
+    return work
+
+
+def on_mnist(options: Options, console: Console, data: Dataset, stop: Stop) -> Work:
+    """What does a cell on MNIST: a run in runs/NAME, and what `convergence.summarise` says of it; None if it was stopped."""
+    from psgjax import convergence, training
+    from psgjax.tracking import read_lines
+
+    def work(name: str, config: Config) -> dict[str, Any] | None:
+        folder = options.out / "runs" / name
+        try:
+            outcome = training.train(config, data, folder, console=console, stop=stop)
+        except training.Diverged as error:  # one cell's end is not the grid's
+            return {"diverged": str(error)}
+        return convergence.summarise(config.method, read_lines(folder / "metrics.jsonl")) if outcome.finished else None
+
+    return work
+
+
+def table(options: Options, cells: list[Cell], results: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, header and rows of the one table; a cell without figures has dashes."""
+    header = ["cell", "named"]
+    measured: Callable[[dict[str, Any]], list[str]]
+    if options.task == "mixture":
+        total = len(mixtures.MIXTURES[options.mixture].centres)
+        measures = [f"modes (of {total})", "high quality, %", "reverse KL"]
+        title = f"the grid on the {options.mixture}, {options.seeds} seeds"
+
+        def measured(result: dict[str, Any]) -> list[str]:
+            return mixtures.cells(result, options.seeds)
+
+    else:
+        measures = [
+            "D's loss",
+            "G's losses",
+            "gap",
+            "normalised gap",
+            "accuracy",
+            "above chance",
+            "loss settled in epoch",
+        ]
+        title = f"the grid on MNIST, seed {options.seed}"
+
+        def measured(result: dict[str, Any]) -> list[str]:
+            names = ("loss_gap", "normalised_loss_gap", "accuracy", "chance_corrected_accuracy")
+            losses = (result["loss"]["discriminator"], result["loss"]["generators"])
+            return [_number(value) for value in (*losses, *map(result.get, names), result["convergence_epoch"]["loss"])]
+
+    rows = []
+    for cell in cells:
+        result = results.get(cell.name, {}).get("result")
+        word = "impossible" if cell.reason else "diverged"
+        figures = [word, *["–"] * (len(measures) - 1)] if result is None or "diverged" in result else measured(result)
+        rows.append([cell.name, cell.method_name, *figures])
+    return title, header + measures, rows
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_number, value))
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def reasons(cells: list[Cell]) -> list[str]:
+    """Why cells are impossible: each reason once, with the cells that it concerns."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.reason:
+            found.setdefault(cell.reason, []).append(cell.name)
+    return [f"impossible: {', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def run(options: Options, command: str, console: Console, stop: Stop) -> int:
+    """Do every cell that is not done, then show and write the table; the exit status.
+
+    Raises:
+        ConfigError: Before anything is written, for all that is wrong with the options, the data, the folder or its cells.
+    """
+    cells = configure(options)
+    check_out(options.out)
+    from psgjax import data as datasets
+    from psgjax import environment
+    from psgjax.tracking import write_atomically
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    environment.use_compilation_cache()
+    if options.task == "mnist":
+        first = next((cell.config for cell in cells if cell.config), None)
+        data = datasets.load(first.data if first else Data(), progress=tell)
+        cells = [complete(options, cell, data) for cell in cells]
+        work = on_mnist(options, console, data, stop)
+    else:
+        work = on_mixture(options, console)
+    possible = [(cell.name, cell.config) for cell in cells if cell.config]
+    results: dict[str, Any] = {}
+    for name, config in possible:
+        record = read_cell(options.out / "cells" / f"{name}.json", settings(options, config))
+        if record is not None:
+            results[name] = record
+    if results:
+        tell(f"{len(results)} of {len(possible)} cells are done already")
+    (options.out / "cells").mkdir(parents=True, exist_ok=True)
+    for number, (name, config) in enumerate(possible, 1):
+        if name in results:
+            continue
+        tell(f"cell {number} of {len(possible)}: {name}")
+        provenance, started = {**environment.provenance(), "command": command}, time.monotonic()
+        result = work(name, config)
+        if result is None:
+            tell(f"stopped in {name}; run the same command again to go on")
+            return 128 + stop.signal
+        seconds = round(time.monotonic() - started, 1)
+        record = {"settings": settings(options, config), **provenance, "seconds": seconds, "result": result}
+        results[name] = record
+        text = mixtures.to_json(record)
+        write_atomically(options.out / "cells" / f"{name}.json", text)
+
+    one, notes = table(options, cells, results), reasons(cells)
+    mixtures.show_table(console, *one)
+    for note in notes:
+        tell(note)
+    ordered = {cell.name: results.get(cell.name, {"impossible": cell.reason}) for cell in cells}
+    whole = {**environment.provenance(), "command": command, "cells": ordered}
+    text = "\n".join([f"`{command}`\n", mixtures.markdown(*one), *(f"{note}\n" for note in notes)])
+    write_atomically(options.out / "results.md", text)
+    write_atomically(options.out / "results.json", mixtures.to_json(whole))
+    tell(f"results: {options.out}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: parse, run, and say in one line what went wrong."""
+    from psgjax.training import Stop
+
+    given = sys.argv[1:] if arguments is None else arguments
+    stop = Stop()
+    try:
+        options = tyro.cli(Options, args=given, prog="python -m experiments.ablation", description=__doc__)
+        command = shlex.join(["python", "-m", "experiments.ablation", *given])
+        if (
+            options.task == "mixture"
+        ):  # its cells are short: a signal ends the one at work, and those that are done stay
+            return run(options, command, Console(), stop)
+        with stop.listening():
+            return run(options, command, Console(), stop)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Gaussian mixtures in the plane, the training of many seeds on one at once, and what their samples cover; used by commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from typing_extensions import Doc
+
+from psgjax.config import Config, ConfigError, Network
+from psgjax.evaluation import coverage
+
+if TYPE_CHECKING:
+    import jax
+
+    from psgjax.step import TrainState
+
+SHAPE = (1, 1, 2)  # a point of the plane as an image
+_CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
+_SAMPLES_STREAM, _DATA_STREAM = 10, 11  # apart from the streams of random numbers that training uses (step.py)
+# Programs that run once: compiling them well takes longer than it saves.
+_ONCE: Any = {"xla_backend_optimization_level": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Gaussians of equal weight and deviation, and the modes that others report (Lin et al. 2018, table of synthetic mixtures)."""
+
+    centres: NDArray[np.float64]  # [M, 2]
+    deviation: float
+    published: dict[str, str]
+
+
+_ANGLES = np.arange(8) * np.pi / 4
+_LINE = np.arange(-4.0, 5.0, 2.0)
+MIXTURES = {
+    "ring": Mixture(
+        np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1), 0.01, {"GAN": "6.3 ± 0.5", "PacGAN2": "7.9 ± 0.1"}
+    ),
+    "grid": Mixture(
+        np.array([(x, y) for x in _LINE for y in _LINE]), 0.05, {"GAN": "17.3 ± 0.8", "PacGAN4": "24.8 ± 0.2"}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which seeds are trained on how many points of a mixture, and by how many samples each is judged."""
+
+    seeds: Annotated[int, Doc("How many seeds are trained at once, from --seed on.")] = 10
+    seed: Annotated[int, Doc("The first seed.")] = 0
+    data_seed: Annotated[int, Doc("The training points follow from it: the same for all methods and seeds.")] = 0
+    points: Annotated[int, Doc("Points of the training set.")] = 25_000
+    samples: Annotated[int, Doc("Samples that a run is judged by.")] = 2500
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one and seeds that are none."""
+        check_counts(seeds=self.seeds, points=self.points, samples=self.samples)
+        for name, value in (
+            ("seed", self.seed),
+            ("last seed", self.seed + self.seeds - 1),
+            ("data_seed", self.data_seed),
+        ):
+            if not 0 <= value < 2**32:
+                raise ConfigError(f"{name} is {value}; it must be a whole number from 0 to {2**32 - 1}.")
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse counts below one.
+
+    Raises:
+        ConfigError: With the name of the option.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1.")
+
+
+def check_network(network: Network) -> None:
+    """Refuse networks for images.
+
+    Raises:
+        ConfigError: With the network's name.
+    """
+    if network.name != "mlp":
+        raise ConfigError(f"network.name {network.name} works on images, not on points in the plane; use mlp.")
+
+
+def draw(mixture: Mixture, count: int, key: jax.Array) -> jax.Array:
+    """So many points of the mixture as images, [count, 1, 1, 2] float32."""
+    import jax
+    import jax.numpy as jnp
+
+    which, noise = jax.random.split(jax.random.fold_in(key, _DATA_STREAM))
+    centres = jnp.asarray(mixture.centres, jnp.float32)
+    modes = jax.random.randint(which, (count,), 0, len(centres))
+    return (centres[modes] + mixture.deviation * jax.random.normal(noise, (count, 2))).reshape(-1, *SHAPE)
+
+
+class Trainer:
+    """One method's programs for many seeds at once; the mixture is an argument, so that nothing is compiled for each."""
+
+    def __init__(self, config: Config, seeds: int, points: int, samples: int) -> None:
+        """Seeds from `config.seed` on, a training set of so many points, so many samples to judge by."""
+        import jax
+        import jax.numpy as jnp
+
+        from psgjax import step
+
+        sampler, run = step.make_sampler(config, SHAPE), step.make_run(config, points, SHAPE)
+
+        def sample(state: TrainState) -> tuple[jax.Array, jax.Array]:
+            latents, which = jax.random.split(jax.random.fold_in(state.key, _SAMPLES_STREAM))
+            images = sampler(state, step.draw_latents(config, latents, samples))
+            return images.reshape(-1, samples, 2), jax.random.randint(which, (samples,), 0, config.method.generators)
+
+        self.config, self.seeds = config, [config.seed + i for i in range(seeds)]
+        self._per_epoch = config.steps_per_epoch(points)
+        self._keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
+        self._init = jax.jit(jax.vmap(lambda key: step.init(config, SHAPE, key)), compiler_options=_ONCE)
+        self._run = jax.jit(jax.vmap(run, in_axes=(0, None, None)), donate_argnums=0)
+        self._sample = jax.jit(jax.vmap(sample), compiler_options=_ONCE)
+
+    def train(self, points: jax.Array, console: Console, title: str) -> TrainState:
+        """All seeds' states, every leaf with a leading axis of seeds, after `config.steps` updates on points [N, 1, 1, 2]."""
+        import jax
+        import jax.numpy as jnp
+
+        from psgjax.tracking import ProgressDisplay
+
+        steps, done, count = self.config.steps, 0, 1
+        points_per_step = len(self.seeds) * self.config.batch_size * self.config.method.discriminator_steps
+        with ProgressDisplay(console, title, steps, 0, points_per_step) as display:
+            state: TrainState = self._init(self._keys)
+            while done < steps:
+                called = time.monotonic()
+                count = min(count, self._per_epoch - done % self._per_epoch, steps - done)
+                state, _ = self._run(state, points, jnp.int32(count))
+                jax.block_until_ready(state.step)
+                done += count
+                display.update(done, None)
+                # The first call is of one update and waits for the compiler: it says nothing of the second.
+                took = (time.monotonic() - called) / count if done > 1 else 0.0
+                count = max(1, min(16 * count, int(_CALL_SECONDS / max(took, 1e-6))))
+        return state
+
+    def sample(self, state: TrainState) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Samples of every seed and generator, [S, K, n, 2], and which generator the mixture takes each one from, [S, n]."""
+        images, which = self._sample(state)
+        return np.asarray(images), np.asarray(which)
+
+
+def measure(points: NDArray[np.float32], mixture: Mixture) -> dict[str, Any]:
+    """What [n, 2] samples cover; None for each figure if they are not finite, and for a reverse KL that is infinite."""
+    if not np.isfinite(points).all():
+        return {"modes": None, "high_quality": None, "reverse_kl": None, "counts": None}
+    counts = coverage.mode_counts(points, mixture.centres, mixture.deviation)
+    divergence = coverage.reverse_kl(counts)
+    return {
+        "modes": coverage.mixture_modes(counts),
+        "high_quality": coverage.high_quality_share(counts, len(points)),
+        "reverse_kl": round(divergence, 6) if np.isfinite(divergence) else None,
+        "counts": counts.tolist(),
+    }
+
+
+def mean(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Mean and standard deviation over the seeds that have a value, and how many these are."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "seeds": len(known),
+    }
+
+
+MEASURES = ("modes", "high_quality", "reverse_kl")
+
+
+def judge(trainer: Trainer, state: TrainState, mixture: Mixture) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Every figure of every seed and its means, ready for JSON; and the samples of the first seed, [K, n, 2]."""
+    samples, which = trainer.sample(state)
+    per_seed = []
+    for seed, generators, chosen in zip(trainer.seeds, samples, which, strict=True):
+        mixed = generators[chosen, np.arange(len(chosen))]
+        own = [measure(points, mixture) for points in generators]
+        per_seed.append({"seed": seed, **measure(mixed, mixture), "generators": own})
+    means = {name: mean([seed[name] for seed in per_seed]) for name in MEASURES}
+    alone = [
+        {name: mean([seed["generators"][k][name] for seed in per_seed]) for name in MEASURES}
+        for k in range(samples.shape[1])
+    ]
+    return {**means, "generators": alone, "per_seed": per_seed}, samples[0]
+
+
+def show(value: dict[str, Any], seeds: int, scale: float = 1, digits: int = 1) -> str:
+    """A mean as a person reads it: 6.3 ± 0.5, with the number of seeds where some have no value."""
+    if value["mean"] is None:
+        return "–"
+    text = f"{scale * value['mean']:.{digits}f}"
+    text += f" ± {scale * value['std']:.{digits}f}" if value["std"] is not None else ""
+    return text if value["seeds"] == seeds else f"{text} ({value['seeds']} of {seeds} seeds)"
+
+
+def cells(result: dict[str, Any], seeds: int) -> list[str]:
+    """A result's part of a row: modes, share of high-quality samples in percent, reverse KL."""
+    return [
+        show(result["modes"], seeds),
+        show(result["high_quality"], seeds, scale=100),
+        show(result["reverse_kl"], seeds, digits=2),
+    ]
+
+
+def show_table(console: Console, title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table whose figures are all there: folded to a terminal that is narrow, as wide as need be in a file."""
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(header):
+        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(shown)
+
+
+def markdown(title: str, header: list[str], rows: list[list[str]]) -> str:
+    """The same table in Markdown."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def to_json(record: Any) -> str:
+    """JSON for people: indented, but a list of plain values is one line."""
+    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
+    return re.sub(r"\[[^][{}]*\]", lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text) + "\n"

@@ -1,0 +1,75 @@
+"""Where a run happens: device, versions, commit, how fast it may be, and where its compiled programs are kept."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_SHARE_OF_PEAK = 0.4  # of the matmul rate that a step reaches, roughly: for the forecast alone
+
+
+def device_name() -> str:
+    """The device that programs run on, and on a CPU how many cores this process may use."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"cpu ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+    count = jax.device_count()
+    return f"{device.platform}: {device.device_kind}" + (f" x {count}" if count > 1 else "")
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: command, commit, versions, hardware, time."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "command": shlex.join([*program, *sys.argv[1:]]),
+        "commit": commit or None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": device_name(),
+        "processor": _processor(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def forecast(flops: float) -> float:
+    """Seconds that so many operations may take here, from the matmul rate of this moment."""
+    a = jnp.ones((1024, 1024))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(5):
+        a = product(a) * 1e-3
+    a.block_until_ready()
+    return flops / (5 * 2 * 1024**3 / (time.perf_counter() - started) * _SHARE_OF_PEAK)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (empty: none)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,127 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import entropy
+
+from psgjax.evaluation import coverage
+
+CENTRES = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+DEVIATION = 1.0
+
+
+def draw(count, seed=0, modes=range(4)):
+    generator = np.random.default_rng(seed)
+    return CENTRES[generator.choice(list(modes), count)] + DEVIATION * generator.normal(size=(count, 2))
+
+
+def test_counts_by_hand():
+    samples = [
+        [0.0, 0.0],
+        [0.0, 3.0],  # exactly three deviations away: within
+        [3.01, 0.0],  # beyond
+        [2.5, 2.5],  # 3.54 away, though either coordinate is near
+        [10.0, 9.0],
+        [5.0, 5.0],  # as far from all
+        [1e6, -1e6],
+    ]
+    counts = coverage.mode_counts(samples, CENTRES, DEVIATION)
+    assert counts.tolist() == [2, 0, 0, 1]
+    assert coverage.mixture_modes(counts) == 2
+    assert coverage.high_quality_share(counts, len(samples)) == 3 / 7
+    # q = (2/3, 1/3) against 1/4 each.
+    assert coverage.reverse_kl(counts) == pytest.approx(2 / 3 * math.log(8 / 3) + 1 / 3 * math.log(4 / 3))
+
+
+def test_a_sample_within_reach_of_two_modes_counts_once_for_the_nearer():
+    assert coverage.mode_counts([[0.4, 0.0]], [[0.0, 0.0], [1.0, 0.0]], 1.0).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([5, 5, 5, 5], 0.0),
+        ([0, 7, 0, 0], math.log(4)),
+        ([3, 3, 0, 0], math.log(2)),
+        ([1], 0.0),
+        ([0, 0], math.inf),
+    ],
+)
+def test_reverse_kl_by_hand(counts, expected):
+    assert coverage.reverse_kl(counts) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30).filter(any))
+@settings(deadline=None)
+def test_reverse_kl_is_that_of_scipy_and_within_its_range(counts):
+    found = coverage.reverse_kl(counts)
+    assert found == pytest.approx(entropy(counts, np.ones(len(counts))), abs=1e-9)
+    assert 0 <= found <= math.log(len(counts)) + 1e-9
+
+
+def test_real_samples_capture_every_mode():
+    counts = coverage.mode_counts(draw(20_000), CENTRES, DEVIATION)
+    assert coverage.mixture_modes(counts) == 4
+    # In the plane, 1 - exp(-9 / 2) of a Gaussian is within three deviations.
+    assert coverage.high_quality_share(counts, 20_000) == pytest.approx(1 - math.exp(-4.5), abs=0.004)
+    assert coverage.reverse_kl(counts) < 1e-3
+
+
+def test_a_sampler_of_one_mode_captures_one():
+    counts = coverage.mode_counts(draw(500, modes=[2]), CENTRES, DEVIATION)
+    assert np.flatnonzero(counts).tolist() == [2]
+    assert coverage.mixture_modes(counts) == 1
+    assert coverage.reverse_kl(counts) == pytest.approx(math.log(4))
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 99), max_size=5))
+@settings(deadline=None, max_examples=20)
+def test_counts_do_not_depend_on_order_and_add_up_over_parts(seed, cuts):
+    samples = draw(100, seed)
+    whole = coverage.mode_counts(samples, CENTRES, DEVIATION)
+    shuffled = np.random.default_rng(seed).permutation(samples)
+    np.testing.assert_array_equal(coverage.mode_counts(shuffled, CENTRES, DEVIATION), whole)
+    parts = [part for part in np.split(samples, sorted(cuts)) if len(part)]
+    np.testing.assert_array_equal(sum(coverage.mode_counts(part, CENTRES, DEVIATION) for part in parts), whole)
+
+
+def test_units_do_not_matter():
+    samples = draw(300)
+    np.testing.assert_array_equal(
+        coverage.mode_counts(samples, CENTRES, DEVIATION), coverage.mode_counts(8 * samples, 8 * CENTRES, 8 * DEVIATION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "centres", "deviation", "message"),
+    [
+        (np.zeros((0, 2)), CENTRES, 1.0, "0 samples and 4 modes"),
+        (np.zeros((3, 2)), np.zeros((0, 2)), 1.0, "3 samples and 0 modes"),
+        ([], CENTRES, 1.0, r"\[n, D\]"),
+        (np.zeros((3, 3)), CENTRES, 1.0, "the same D"),
+        ([[0.0, np.nan]], CENTRES, 1.0, "NaN"),
+        ([[0.0, np.inf]], CENTRES, 1.0, "infinity"),
+        (np.zeros((3, 2)), [[np.nan, 0.0]], 1.0, "NaN"),
+        (np.zeros((3, 2)), CENTRES, 0.0, "deviation is 0.0"),
+        (np.zeros((3, 2)), CENTRES, np.nan, "deviation is nan"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(samples, centres, deviation, message):
+    with pytest.raises(ValueError, match=message):
+        coverage.mode_counts(samples, centres, deviation)
+
+
+@pytest.mark.parametrize("counts", [[], [-1, 2], [0.5], [[1]], [np.nan]])
+def test_what_are_no_counts_is_refused(counts):
+    for function in (coverage.mixture_modes, coverage.reverse_kl, lambda c: coverage.high_quality_share(c, 9)):
+        with pytest.raises(ValueError, match="counts"):
+            function(counts)
+
+
+def test_a_share_needs_as_many_samples_as_are_counted():
+    assert coverage.high_quality_share([0, 0], 5) == 0.0
+    for counts, samples in (([0], 0), ([3, 3], 5)):
+        with pytest.raises(ValueError, match="samples must be at least 1"):
+            coverage.high_quality_share(counts, samples)
