@@ -1,7 +1,7 @@
 """Count the modes of two Gaussian mixtures that each method finds, over ten seeds trained at once.
 
-    python -m experiments.mixture2d                                                # 90 seconds on two CPU cores
-    python -m experiments.mixture2d --steps 30000 --out runs/mixture2d-long        # 8 minutes
+    python -m experiments.mixture2d                                                # under two minutes on two CPU cores
+    python -m experiments.mixture2d --steps 30000 --out runs/mixture2d-long        # under ten minutes
 
 The mixtures and the measures are those of VEEGAN and PacGAN: a ring of 8 and a grid of 25 Gaussians, 2,500 samples, a sample
 of high quality within three standard deviations of its mode, a mode captured by at least one of them. Networks, batches and

@@ -321,16 +321,14 @@ def from_json(kind: type[T], text: str) -> T:
     return _build(kind, values, "")
 
 
-def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """The settings in which two configurations of the same kind differ: `name: one -> other`, dotted, in field order."""
-    found = []
-    for item in dataclasses.fields(one):
-        a, b, name = getattr(one, item.name), getattr(other, item.name), prefix + item.name
-        if dataclasses.is_dataclass(a) and dataclasses.is_dataclass(b):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append(f"{name}: {a} -> {b}")
-    return found
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """Where two configurations differ, as dataclasses or as the JSON of them: `name: one -> other`, dotted, in field order."""
+    if dataclasses.is_dataclass(one) and dataclasses.is_dataclass(other):
+        one, other = vars(one), vars(other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [text for key in keys for text in differences(one.get(key), other.get(key), f"{name}.{key}")]
+    return [] if one == other else [f"{name[1:]}: {one} -> {other}"]
 
 
 def overrides_of(kind: type) -> type:

@@ -32,7 +32,11 @@ def provenance() -> dict[str, Any]:
     """What made a result: command, commit, versions, hardware, time."""
     here = Path(__file__).parent
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
