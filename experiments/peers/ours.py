@@ -1,0 +1,241 @@
+"""What JAX measures for the benchmark: psgjax itself, its convolutions one by one, operations, and the machine's matmul peak."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from experiments import peers
+from psgjax import conv, networks, step
+from psgjax.config import Config, Network, named_method
+
+_MATMUL_SECONDS = 0.15
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def configuration(case: peers.Case) -> Config:
+    """The run that a case stands for."""
+    method = named_method(case.method)
+    network = Network(width=case.width)
+    return Config(case.method, method, network, batch_size=case.batch_size, precision=case.precision)  # type: ignore[arg-type]
+
+
+class Psgjax:
+    """The contender: `step.make_run`, mapped over replicas if there are several."""
+
+    chunk = 1
+
+    def __init__(self, case: peers.Case) -> None:
+        config = configuration(case)
+        self.images = jnp.asarray(peers.images())
+        run: Any = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE)
+        if case.replicas == 1:
+            self.state = jax.jit(lambda: step.init(config, peers.IMAGE_SHAPE))()
+        else:
+            run = jax.jit(jax.vmap(run, in_axes=(0, None, None)), donate_argnums=0)
+            init = jax.jit(jax.vmap(partial(step.init, config, peers.IMAGE_SHAPE)))
+            self.state = init(jax.random.split(jax.random.key(0), case.replicas))
+        started = time.perf_counter()
+        self.program = run.lower(self.state, self.images, jnp.int32(1)).compile()
+        self.facts = {"compile_seconds": time.perf_counter() - started, "device": jax.devices()[0].device_kind}
+        self.per_epoch = config.steps_per_epoch(peers.TRAIN_IMAGES)
+        self.position = 0
+
+    def run(self, steps: int) -> float:
+        """So many updates of every replica; D's mean loss in this epoch."""
+        while steps:
+            count = min(steps, self.per_epoch - self.position)
+            self.state, sums = self.program(self.state, self.images, jnp.int32(count))
+            self.position = (self.position + count) % self.per_epoch
+            steps -= count
+        total = np.asarray(sums["loss"]["discriminator"]).mean()  # waits for the device
+        return float(total) / (self.position or self.per_epoch)
+
+    def peak_bytes(self) -> int | None:
+        """What JAX's allocator counted, on a device that counts."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with a kernel, as one image passes through it; `width` is its network's."""
+
+    name: str
+    kind: str  # Dense, Down or Up
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: int
+
+    @property
+    def operations(self) -> int:
+        """Of one image in one direction: forward, input gradient and weight gradient take as many."""
+        positions = {"Dense": 1, "Down": int(np.prod(self.outputs[:-1])), "Up": int(np.prod(self.inputs[:-1]))}
+        return 2 * int(np.prod(self.kernel)) * positions[self.kind]
+
+
+def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
+    """The layers with kernels of the generator and of the discriminator, in the order of the forward pass."""
+    config = configuration(case)
+    inputs = jnp.zeros((1, config.network.latent_size)), jnp.zeros((1, *peers.IMAGE_SHAPE))
+    found: list[Layer] = []
+
+    def record(call: Callable, arguments: tuple, keywords: dict, context: Any) -> Any:
+        outputs = call(*arguments, **keywords)
+        module = context.module
+        if isinstance(module, nn.Dense | networks.Down | networks.Up) and context.method_name == "__call__":
+            shapes = (arguments[0].shape[1:], outputs.shape[1:], module.variables["params"]["kernel"].shape)
+            found.append(Layer(module.name or "", type(module).__name__, *shapes, getattr(module, "stride", 1)))
+        return outputs
+
+    lists = []
+    for module, example in zip(step.build(config, peers.IMAGE_SHAPE), inputs, strict=True):
+        found = []
+        with nn.intercept_methods(record):
+            jax.eval_shape(partial(module.init, jax.random.key(0)), example)
+        lists.append(found)
+    return lists[0], lists[1]
+
+
+def operations(case: peers.Case) -> int:
+    """Floating-point operations that one update of every replica needs, counted in its layers' kernels.
+
+    Generators: forward, weight gradients, and input gradients but for the first layer's. D, on K generated and one real image a
+    tuple: the same; and for the generators its input gradients once more, on their images alone. Zeros of padding count.
+    """
+    generator, discriminator = ([layer.operations for layer in found] for found in layers(case))
+    count = named_method(case.method).generators
+    of_generators = count * (3 * sum(generator) - generator[0])
+    of_discriminator = (count + 1) * (3 * sum(discriminator) - discriminator[0]) + count * sum(discriminator)
+    return case.replicas * case.batch_size * (of_generators + of_discriminator)
+
+
+def xla_operations(case: peers.Case) -> float:
+    """What XLA counts in the same update as it is handed over: elementwise arithmetic too, padding's zeros not everywhere."""
+    config = configuration(case)
+    state = jax.eval_shape(lambda: step.init(config, peers.IMAGE_SHAPE))
+    images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
+    lowered = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).lower(state, images)
+    return case.replicas * float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+
+
+class Machine:
+    """The device: its name, its matmul peak, and what a case costs in operations."""
+
+    def __init__(self, precision: str) -> None:
+        device = jax.devices()[0]
+        self.facts = {"platform": device.platform, "device": device.device_kind, "count": jax.device_count()}
+        sizes = (512, 1024, 2048) if device.platform == "cpu" else (2048, 4096, 8192)
+        keys = jax.random.split(jax.random.key(0))
+        self.factors = [tuple(jax.random.normal(key, (size, size)) for key in keys) for size in sizes]
+
+        def product(a: jax.Array, b: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
+                return a @ b
+
+        self.product = jax.jit(product)
+
+    def matmul(self) -> float:
+        """Operations a second of the fastest of a few square products of float32."""
+        return max(self._rate(*factors) for factors in self.factors)
+
+    def _rate(self, a: jax.Array, b: jax.Array) -> float:
+        self.product(a, b).block_until_ready()
+        calls, seconds = 1, 0.0
+        while True:
+            started = time.perf_counter()
+            for _ in range(calls):
+                result = self.product(a, b)
+            result.block_until_ready()
+            seconds = time.perf_counter() - started
+            if seconds > _MATMUL_SECONDS / 2:
+                return calls * 2 * len(a) ** 3 / seconds
+            calls = max(2 * calls, int(calls * _MATMUL_SECONDS / seconds))
+
+    def operations(self, case: peers.Case) -> tuple[int, float]:
+        """Counted by `operations` and by XLA."""
+        return operations(case), xla_operations(case)
+
+    def convolutions(self, case: peers.Case) -> list[tuple[str, Layer]]:
+        """The convolutions of a case's step, and whose they are."""
+        names = ("generator", "discriminator")
+        pairs = zip(names, layers(case), strict=True)
+        return [(name, layer) for name, found in pairs for layer in found if layer.kind != "Dense"]
+
+
+class Convolution:
+    """One direction of one convolution of the step, at the step's sizes; psgjax's form, or the one JAX makes by itself.
+
+    A generator's layer is mapped over the K generators, D's takes all images of the tuples. One element of each result, made too
+    small to matter, goes into the next call's operand, so that no call can be left out or moved out of the loop. Inside and
+    outside do the same, in the memory of the call before.
+    """
+
+    def __init__(self, case: peers.Case, owner: str, layer: Layer, direction: str, plain: bool) -> None:
+        count = named_method(case.method).generators
+        apply = (self._plain if plain else self._ours)[layer.kind]
+        lead = (count, case.batch_size) if owner == "generator" else (case.batch_size * (count + 1),)
+        inputs, kernel, outputs = (*lead, *layer.inputs), (*lead[:-1], *layer.kernel), (*lead, *layer.outputs)
+
+        def forward(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+            call = partial(apply, stride=layer.stride)
+            return jax.vmap(call)(inputs, kernel) if owner == "generator" else call(inputs, kernel)
+
+        def input_gradient(slopes: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(inputs))[1](slopes)[0]
+
+        def weight_gradient(slopes: jax.Array, images: jax.Array) -> jax.Array:
+            return jax.vjp(lambda x: forward(images, x), jnp.zeros(kernel))[1](slopes)[0]
+
+        operation, shapes, result = {
+            "forward": (forward, (inputs, kernel), outputs),
+            "input gradient": (input_gradient, (outputs, kernel), inputs),
+            "weight gradient": (weight_gradient, (outputs, inputs), kernel),
+        }[direction]
+        changed = min((0, 1), key=lambda i: np.prod(shapes[i]))
+
+        def once(carry: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, list[jax.Array]]:
+            before, operands = carry
+            corner = (0,) * operands[changed].ndim
+            element = jnp.full((1,) * len(corner), before.ravel()[0] * 1e-30)
+            operands = list(operands)
+            operands[changed] = lax.dynamic_update_slice(operands[changed], element, corner)
+            return operation(*operands), operands
+
+        self.outside = jax.jit(once, donate_argnums=0)
+        self.inside = jax.jit(lambda carry, n: lax.fori_loop(0, n, lambda _, c: once(c), carry), donate_argnums=0)
+        keys = jax.random.split(jax.random.key(0))
+        operands = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+        self.carry = jnp.zeros(result), operands
+        self.facts = {"operations": layer.operations * int(np.prod(lead)), "lead": lead}
+
+    _ours = {"Down": conv.down, "Up": conv.up}  # noqa: RUF012
+
+    _plain = {  # noqa: RUF012
+        "Down": lambda images, kernel, stride: lax.conv_general_dilated(
+            images, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT
+        ),
+        "Up": lambda features, kernel, stride: lax.conv_transpose(
+            features, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True
+        ),
+    }
+
+    def time(self, where: str, calls: int) -> float:
+        """Seconds a call, of so many inside one loop or outside any."""
+        started = time.perf_counter()
+        if where == "inside":
+            self.carry = self.inside(self.carry, jnp.int32(calls))
+        else:
+            for _ in range(calls):
+                self.carry = self.outside(self.carry)
+        jax.block_until_ready(self.carry)
+        return (time.perf_counter() - started) / calls

@@ -1,0 +1,176 @@
+"""The reference step in PyTorch, as a user of PyTorch would write it well: modules, losses, fused Adam; eager or compiled.
+
+The layers, losses and gates of `psgjax` for the methods psg, sngan and gan. One pass of D is shared by both sides, each of which
+takes its own gradients from it: faster than D's second pass on detached images.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch._functorch.config as functorch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize
+
+from experiments import peers
+from psgjax.config import Method, Optimizer, named_method
+
+LATENT_SIZE = 100
+
+
+class Generator(nn.Sequential):
+    """Latents [B, 100] to images [B, 1, 28, 28] in [-1, 1]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Linear(LATENT_SIZE, 2 * width * 7 * 7, bias=False),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
+            nn.Tanh(),
+        )
+        _initialise(self)
+
+
+class Discriminator(nn.Sequential):
+    """Images [B, 1, 28, 28] to scores [B, 1]; spectrally normalised, one power iteration an update, if asked for."""
+
+    def __init__(self, width: int, spectral_norm: bool) -> None:
+        layers = [
+            nn.Conv2d(1, width, 4, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.Linear(2 * width * 7 * 7, 1),
+        ]
+        first, second, last = (parametrizations.spectral_norm(x) for x in layers) if spectral_norm else layers
+        super().__init__(
+            first, nn.LeakyReLU(0.2, inplace=True), second, nn.LeakyReLU(0.2, inplace=True), nn.Flatten(), last
+        )
+        _initialise(self)
+
+
+def _initialise(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def losses(method: Method, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores of generated images, [K, B], and of real ones, [B], to D's objective, the generators' summed, and who has an update.
+
+    The last is bool [K + 1], D last, or None for everyone. Each generator's objective depends on its own images' scores alone.
+    """
+    count = len(fake)
+    if method.gate == "none":
+        d_loss = functional.softplus(-real).mean() + functional.softplus(fake).mean()
+        return d_loss, functional.softplus(-fake).mean(1).sum(), None
+    scores = torch.cat([fake, real[None]])
+    chosen = scores.argmax(0)
+    right = chosen == count
+    d_loss = -(scores.log_softmax(0)[-1] * ~right).mean()
+    own = torch.eye(count, count + 1, dtype=torch.bool, device=scores.device)[:, :, None]
+    log_p = torch.where(own, scores, scores.detach()).log_softmax(1)[
+        :, :count
+    ]  # of generator j, as seen by generator i
+    others = (chosen != torch.arange(count, device=scores.device)[:, None]) & ~right
+    g_loss = -(log_p.diagonal().T * others + log_p.mean(1) * right).mean(1).sum()
+    return d_loss, g_loss, torch.cat([others | right, ~right[None]]).any(1)
+
+
+class Training:
+    """Networks and optimisers, and one update of all of them."""
+
+    def __init__(self, case: peers.Case, device: str, compiled: bool) -> None:
+        self.method = named_method(case.method)
+        self.count = self.method.generators
+        self.generators = nn.ModuleList(Generator(case.width) for _ in range(self.count)).to(device)
+        self.discriminator = Discriminator(case.width, self.method.spectral_norm).to(device)
+        settings = Optimizer()
+
+        def adam(module: nn.Module) -> torch.optim.Adam:
+            betas = (settings.beta1, settings.beta2)
+            return torch.optim.Adam(module.parameters(), settings.learning_rate, betas, fused=True)
+
+        self.optimizers = [adam(module) for module in (*self.generators, self.discriminator)]
+        self.losses = losses
+        for module in (*self.generators, self.discriminator):
+            module.to(memory_format=torch.channels_last)  # a tenth faster, measured
+        if compiled:
+            functorch.donated_buffer = False  # else a compiled module cannot be differentiated twice
+            for module in (*self.generators, self.discriminator):
+                module.compile(dynamic=False)
+            self.losses = torch.compile(losses)
+
+    def step(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Update on images [B, 1, 28, 28] in [-1, 1] and latents [B, 100]; D's loss and the generators' summed."""
+        fakes = torch.cat([generator(latents) for generator in self.generators])
+        with parametrize.cached():  # one power iteration, and one set of kernels, for both calls
+            fake_scores = self.discriminator(fakes).view(self.count, -1)
+            real_scores = self.discriminator(real).view(-1)
+        d_loss, g_loss, has_update = self.losses(self.method, fake_scores, real_scores)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        d_loss.backward(inputs=list(self.discriminator.parameters()), retain_graph=True)
+        g_loss.backward(inputs=list(self.generators.parameters()))
+        updates = [True] * len(self.optimizers) if has_update is None else has_update.tolist()
+        for optimizer, update in zip(self.optimizers, updates, strict=True):
+            if update:
+                optimizer.step()
+        return d_loss, g_loss
+
+
+class PyTorch:
+    """The contender: replicas, if there are several, one after the other, as PyTorch's users train them."""
+
+    chunk = 1
+
+    def __init__(self, case: peers.Case, compiled: bool = False) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(peers.cores())
+        torch.set_flush_denormal(True)  # as XLA does
+        torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+        torch.backends.cudnn.benchmark = True
+        torch.manual_seed(0)
+        self.batch_size = case.batch_size
+        self.images = torch.from_numpy(peers.images()).permute(0, 3, 1, 2).to(self.device)
+        self.order = self.images.new_empty(0, dtype=torch.long)
+        self.trainings = [Training(case, self.device, compiled) for _ in range(case.replicas)]
+        started = time.perf_counter()
+        for _ in range(3):
+            self.run(1)
+        self.facts = {
+            "compile_seconds": time.perf_counter() - started if compiled else None,
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
+        }
+
+    def run(self, steps: int) -> float:
+        """So many updates of every replica; D's last loss."""
+        loss = torch.zeros(())
+        for training in self.trainings:
+            for _ in range(steps):
+                loss, _ = training.step(self._real(), torch.randn(self.batch_size, LATENT_SIZE, device=self.device))
+        return loss.item()  # waits for the device
+
+    def _real(self) -> Tensor:
+        """The next images of this epoch's permutation, scaled."""
+        if len(self.order) < self.batch_size:
+            self.order = torch.randperm(len(self.images), device=self.device)
+        chosen, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        return self.images[chosen].float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+
+    def peak_bytes(self) -> int | None:
+        """CUDA's allocations at their fullest."""
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+
+
+def compiled(case: peers.Case) -> PyTorch:
+    """The contender with its networks and losses under `torch.compile`."""
+    return PyTorch(case, compiled=True)
