@@ -344,7 +344,7 @@ def show_convolution(result: dict[str, Any]) -> str:
 def environment(machine: Worker, options: Options) -> dict[str, Any]:
     """What the JSON says of the run: command, commit, versions, hardware, load."""
     here = Path(__file__).parent
-    git = ["git", "rev-parse", "HEAD"]
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(git, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:

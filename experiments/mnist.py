@@ -153,6 +153,7 @@ def run(options: Options, console: Console, stop: Stop) -> int:
     check_out(options.out, configs)
     options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
+    environment.keep_memory()
 
     for name, config in configs.items():
         outcome = training.train(config, data, options.out / name, console=console, stop=stop)

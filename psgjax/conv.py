@@ -214,4 +214,5 @@ def _correlate_taps(images: jax.Array, features: jax.Array, *, stride: int, size
     taps = _taps(images, stride, size)
     if shape[2] < _NARROW:
         return (jnp.concatenate(taps, -1).reshape(len(columns), -1).T @ columns).reshape(shape)
-    return jnp.stack([tap.reshape(-1, shape[2]).T @ columns for tap in taps]).reshape(shape)
+    rows = lax.optimization_barrier(columns.T)  # transposed once, in memory, not once a tap
+    return jnp.stack([rows @ tap.reshape(-1, shape[2]) for tap in taps]).swapaxes(1, 2).reshape(shape)

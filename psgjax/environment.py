@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shlex
@@ -77,3 +78,16 @@ def use_compilation_cache() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory for the next call, instead of taking hundreds of MB from the kernel anew, page by page.
+
+    On a CPU a call to the device takes its scratch memory from malloc, which by default maps and unmaps blocks of that size.
+    Elsewhere than under glibc this does nothing.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)

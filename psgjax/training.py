@@ -36,7 +36,7 @@ from psgjax.tracking import (
 )
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
-_CALL_SECONDS = 1.0  # the length of one call to the device: what a signal may have to wait for, twice
+_CALL_SECONDS = 2.0  # the length of one call to the device: what a signal may have to wait for, twice
 _GRID = 32  # images a generator in a sample grid
 _JUDGED = 2000  # held-out images on which D's accuracy is taken
 

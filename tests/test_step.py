@@ -320,7 +320,7 @@ def test_replicas_by_vmap_equal_single_runs(images):
     for i, state in enumerate(states):
         alone, _ = jax.jit(step)(state, batch)
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], together)
-        chex.assert_trees_all_close(mine.discriminator.params, alone.discriminator.params, atol=3e-5)
+        assert all(_close(a, b) for a, b in zip(first_moments(mine), first_moments(alone), strict=True))
         chex.assert_trees_all_close(mine.generators.batch_stats, alone.generators.batch_stats, rtol=1e-5, atol=1e-6)
 
 
