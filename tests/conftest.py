@@ -6,6 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
+# Most of the suite's time is the compiler's. Its identities do not depend on how well it optimises; the commands that tests start
+# run as users' do.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
 import jax
 import numpy as np
 import pytest

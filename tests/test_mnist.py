@@ -285,7 +285,7 @@ def start(idx, out, *more):
         *SMALL,
         *more,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(mnist.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(mnist.__file__).parents[1]), "XLA_FLAGS": ""}
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
