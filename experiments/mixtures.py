@@ -115,7 +115,7 @@ class Trainer:
 
         from psgjax import step
 
-        sampler, run = step.make_sampler(config, SHAPE), step.make_run(config, points, SHAPE)
+        sampler = step.make_sampler(config, SHAPE)
 
         def sample(state: TrainState) -> tuple[jax.Array, jax.Array]:
             latents, which = jax.random.split(jax.random.fold_in(state.key, _SAMPLES_STREAM))
@@ -126,7 +126,7 @@ class Trainer:
         self._per_epoch = config.steps_per_epoch(points)
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
         self._init = jax.jit(jax.vmap(lambda key: step.init(config, SHAPE, key)), compiler_options=_ONCE)
-        self._run = jax.jit(jax.vmap(run, in_axes=(0, None, None)), donate_argnums=0)
+        self._run = step.make_run(config, points, SHAPE, replicas=True)
         self._sample = jax.jit(jax.vmap(sample), compiler_options=_ONCE)
 
     def train(self, points: jax.Array, console: Console, title: str) -> TrainState:

@@ -9,8 +9,8 @@ Three linear maps close under differentiation, and no others are needed:
 The gradient of each with respect to either argument is one of the other two, so derivatives of any order stay among them,
 and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU, where the gradients that reverse mode makes
 of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is written as
-matrix products with the kernel's taps, except the wide strided convolution, which the backend does well. Elsewhere the native
-convolutions are used. `docs/performance.md` has the measurements.
+convolutions of the one kind that the backend runs well, or as one matrix product where the images have few channels. Elsewhere
+the native convolutions are used. `docs/performance.md` has the measurements.
 
 Layouts: images [B, H, W, C] with H, W divisible by the stride; features [B, H / stride, W / stride, D]; kernels [k, k, C, D]
 with k a multiple of the stride. Padding is "SAME": `down` equals `lax.conv_general_dilated(images, kernel, strides, "SAME")`,
@@ -113,15 +113,15 @@ _correlate.defvjp(_correlate_forward, _correlate_backward)
 def _lowered(name: str, stride: int, size: int) -> _Map:
     """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
     forms = {
-        "down": (_down_taps, _down_native),
-        "up": (_up_taps, _up_native),
-        "correlate": (_correlate_taps, _correlate_native),
+        "down": (_down_cpu, _down_native),
+        "up": (_up_cpu, _up_native),
+        "correlate": (_correlate_cpu, _correlate_native),
     }
-    taps, native = (partial(form, stride=stride, size=size) for form in forms[name])
+    cpu, native = (partial(form, stride=stride, size=size) for form in forms[name])
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(a, b, cpu=taps, default=native)
+        return lax.platform_dependent(a, b, cpu=cpu, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
@@ -161,7 +161,8 @@ def _correlate_native(images: jax.Array, features: jax.Array, *, stride: int, si
     return lax.conv_general_dilated(images, features, (1, 1), pads, (1, 1), (stride, stride), dimension_numbers=layout)
 
 
-# The CPU's forms: matrix products with the kernel's taps.
+# The CPU's forms. Wide: undilated convolutions that look like a forward one, the kind that its backend runs near its peak.
+# Narrow: one product with gathered patches.
 
 
 def _pads(stride: int, size: int) -> tuple[int, int]:
@@ -169,33 +170,45 @@ def _pads(stride: int, size: int) -> tuple[int, int]:
     return (size - stride) // 2, size - stride - (size - stride) // 2
 
 
-def _taps(images: jax.Array, stride: int, size: int) -> list[jax.Array]:
-    """What each of the kernel's size * size taps sees: a list of [B, H / stride, W / stride, C], in the kernel's order."""
+def _patches(images: jax.Array, stride: int, size: int) -> jax.Array:
+    """What the kernel sees at each place: [B, H / stride, W / stride, size * size * C], in the kernel's order."""
     _, height, width, _ = images.shape
     pads = _pads(stride, size)
     padded = jnp.pad(images, ((0, 0), pads, pads, (0, 0)))
-    return [padded[:, r : r + height : stride, c : c + width : stride] for r in range(size) for c in range(size)]
+    taps = [padded[:, r : r + height : stride, c : c + width : stride] for r in range(size) for c in range(size)]
+    return jnp.concatenate(taps, -1)
 
 
-def _down_taps(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     if kernel.shape[2] >= _NARROW:
         return _down_native(images, kernel, stride=stride, size=size)
-    return jnp.concatenate(_taps(images, stride, size), -1) @ kernel.reshape(-1, kernel.shape[3])
+    return _patches(images, stride, size) @ kernel.reshape(-1, kernel.shape[3])
 
 
-def _up_taps(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if stride == 1 and min(kernel.shape[2:]) >= _NARROW:
-        return _up_native(features, kernel, stride=stride, size=size)
+def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    if kernel.shape[2] < _NARROW:
+        return _up_product(features, kernel, stride=stride, size=size)
+    batch, height, width, _ = features.shape
+    before, _ = _pads(stride, size)
+    count = size // stride
+    # Pixels of one phase of the stride see the same taps: each phase is a plain convolution of the features.
+    taps = [((phase + before) % stride, (phase + before) // stride) for phase in range(stride)]
+
+    def convolve(row: tuple[int, int], column: tuple[int, int]) -> jax.Array:
+        phase = kernel[row[0] :: stride, column[0] :: stride][::-1, ::-1].swapaxes(2, 3)
+        pads = [(count - 1 - shift, shift) for _, shift in (row, column)]
+        return lax.conv_general_dilated(features, phase, (1, 1), pads, dimension_numbers=_LAYOUT)
+
+    pixels = jnp.stack([jnp.stack([convolve(row, column) for column in taps], 3) for row in taps], 2)
+    return pixels.reshape(batch, height * stride, width * stride, -1)
+
+
+def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     batch, height, width, _ = features.shape
     channels, count = kernel.shape[2], size // stride
-    # Taps that fall on the same phase of the stride make one product; its result is a block of stride x stride pixels.
-    phases = kernel.reshape(count, stride, count, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    phases = phases.reshape(count * count, stride * stride * channels, -1)
-    if channels < _NARROW:
-        blocks = features @ phases.reshape(-1, phases.shape[2]).T
-        products = jnp.split(blocks, count * count, -1)
-    else:
-        products = [features @ phase.T for phase in phases]
+    # Taps that fall on the same phase of the stride stay together: what they give is a block of stride x stride pixels.
+    taps = kernel.reshape(count, stride, count, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+    products = jnp.split(features @ taps.reshape(size * size * channels, -1).T, count * count, -1)
     total = sum(
         jnp.pad(products[r * count + c], ((0, 0), (r, count - 1 - r), (c, count - 1 - c), (0, 0)))
         for r in range(count)
@@ -208,11 +221,27 @@ def _up_taps(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) 
     return pixels[:, before : before + height * stride, before : before + width * stride]
 
 
-def _correlate_taps(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
-    shape = (size, size, images.shape[3], features.shape[3])
-    columns = features.reshape(-1, shape[3])
-    taps = _taps(images, stride, size)
-    if shape[2] < _NARROW:
-        return (jnp.concatenate(taps, -1).reshape(len(columns), -1).T @ columns).reshape(shape)
-    rows = lax.optimization_barrier(columns.T)  # transposed once, in memory, not once a tap
-    return jnp.stack([rows @ tap.reshape(-1, shape[2]) for tap in taps]).swapaxes(1, 2).reshape(shape)
+def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
+    if images.shape[3] < _NARROW:
+        columns = features.reshape(-1, features.shape[3])
+        patches = _patches(images, stride, size).reshape(len(columns), -1)
+        return (patches.T @ columns).reshape(size, size, images.shape[3], -1)
+    # The channels are the batch of this convolution, and the batch its channels. Laid out in memory first.
+    images, features = lax.optimization_barrier((images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)))
+    pads = [_pads(stride, size)] * 2
+    return lax.conv_general_dilated(
+        images, features, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
+    ).transpose(1, 2, 0, 3)
+
+
+def compiler_options() -> dict[str, str]:
+    """Options of `jax.jit` for programs with convolutions: on a CPU, XLA's own ones, not YNNPACK's, half as long again at work.
+
+    Empty elsewhere, and where jaxlib has no such option.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options if jax.default_backend() == "cpu" else {}

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.tree_util import register_dataclass
 
-from psgjax import networks, objectives, spectral
+from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
 
 Tree = Any
@@ -101,7 +100,7 @@ def _optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.Gra
     return adam(rate, config.steps), adam(d_rate, config.steps * config.method.discriminator_steps)
 
 
-def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[nn.Module, nn.Module]:
+def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[networks.Generator, networks.Discriminator]:
     """The generator and discriminator modules of a run."""
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype)
@@ -152,6 +151,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
     method = config.method
     generator, discriminator = build(config, image_shape)
     g_optimizer, d_optimizer = _optimizers(config)
+    outputs_needed = objectives.outputs_needed(method)
 
     def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
         def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
@@ -164,9 +164,36 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
     def normalised(params: Tree, vectors: spectral.Vectors, iterations: int) -> tuple[Tree, spectral.Vectors]:
         return spectral.normalise(params, vectors, iterations) if method.spectral_norm else (params, vectors)
 
+    def discriminate(params: Tree, x: jax.Array, stage: int | None = None) -> jax.Array:
+        return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
+
     def score(params: Tree, images: jax.Array) -> jax.Array:
-        flat: jax.Array = discriminator.apply({"params": params}, images.reshape(-1, *images.shape[2:]))  # type: ignore[assignment]
-        return flat.reshape(*images.shape[:2], -1)
+        return discriminate(params, images.reshape(-1, *images.shape[2:])).reshape(*images.shape[:2], -1)
+
+    def score_and_pull(params: Tree, images: jax.Array) -> tuple[jax.Array, Callable[..., tuple[Tree, jax.Array]]]:
+        """The outputs of D, and `pull(d_slopes, g_slopes)`: D's loss by its parameters, the generators' losses by the images.
+
+        Where there is one output an image, one pass back serves both sides: its derivatives by the activations are those of
+        that image alone, so they are weighted with D's slopes on the way to the parameters, with the generators' at the end.
+        """
+        if outputs_needed > 1:
+            outputs, pull = jax.vjp(score, params, images)
+            return outputs, lambda d_slopes, g_slopes: (pull(d_slopes)[0], pull(g_slopes)[1])
+        x, pulls = images.reshape(-1, *images.shape[2:]), []
+        for stage in range(discriminator.depth):
+            x, pull = jax.vjp(partial(discriminate, stage=stage), params, x)
+            pulls.append(pull)
+
+        def pull_both(d_slopes: jax.Array, g_slopes: jax.Array) -> tuple[Tree, jax.Array]:
+            slopes, grads = jnp.ones_like(x), []
+            for pull in reversed(pulls):
+                weights = d_slopes.reshape(-1, *(1 for _ in slopes.shape[1:])).astype(slopes.dtype)
+                grads.append(pull(weights * slopes)[0])
+                slopes = pull(slopes)[1]
+            shaped = g_slopes.reshape(*images.shape[:2], *(1 for _ in images.shape[2:]))
+            return jax.tree.map(lambda *leaves: sum(leaves), *grads), shaped * slopes.reshape(images.shape)
+
+        return x.reshape(*images.shape[:2], -1), pull_both
 
     def penalty(params: Tree, fakes: jax.Array, real: jax.Array, key: jax.Array) -> jax.Array:
         """E (|grad D| - 1)^2 on lines between real and generated images (Gulrajani et al. 2017, equation 3)."""
@@ -196,7 +223,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
         return jax.vmap(one)(old, batch_stats, grads, any_selected)
 
     def simultaneous(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
-        """Both sides from one forward pass of the generators and one of D, with two pullbacks through D."""
+        """Both sides from one forward pass of the generators and one of D, and one pass back through each where that is enough."""
         latents_key, other_key = _pass_keys(state, 0)
         g, d = state.generators, state.discriminator
         real = networks.pad_to(scale(images[0]), config.network)
@@ -207,11 +234,11 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
         params, pull_norm, vectors = jax.vjp(
             lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
         )
-        fake_outputs, pull_fake = jax.vjp(score, params, fakes)
+        fake_outputs, pull_fake = score_and_pull(params, fakes)
         real_outputs, pull_real = jax.vjp(lambda params: score(params, real[None]), params)
         outputs = jnp.concatenate([fake_outputs, real_outputs])
         d_slopes, g_slopes, d_any, g_any, metrics = objectives.evaluate(method, outputs, other_key)
-        from_fake, _ = pull_fake(d_slopes[:-1])
+        from_fake, image_slopes = pull_fake(d_slopes[:-1], g_slopes)
         (from_real,) = pull_real(d_slopes[-1:])
         (d_grads,) = pull_norm(jax.tree.map(jnp.add, from_fake, from_real))
         if method.loss == "wasserstein":
@@ -219,7 +246,6 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
                 d.params
             )
             d_grads = jax.tree.map(jnp.add, d_grads, extra)
-        _, image_slopes = pull_fake(g_slopes)
         (g_grads,) = pull_generators(image_slopes)
         state = dataclasses.replace(
             state,
@@ -279,8 +305,12 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
     return step
 
 
-def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int]) -> jax.stages.Wrapped:
+def make_run(
+    config: Config, train_images: int, image_shape: tuple[int, int, int], replicas: bool = False
+) -> jax.stages.Wrapped:
     """Many updates as one program: `run(state, images, updates) -> (state, sums)`, jitted; the state given is donated.
+
+    With `replicas`, mapped over a leading axis of states, and of sums.
 
     `images` is the whole training set, uint8 [N, H, W, C], an argument that stays on the device. `updates`, int32 [], is how
     many to make: a number at run time, so that nothing is compiled twice; they must not cross the end of an epoch. The order of the
@@ -308,7 +338,8 @@ def make_run(config: Config, train_images: int, image_shape: tuple[int, int, int
         state = jax.lax.fori_loop(0, updates, body, state)
         return state, jax.tree.map(jnp.copy, state.metrics)
 
-    return jax.jit(run, donate_argnums=0)
+    mapped = jax.vmap(run, in_axes=(0, None, None)) if replicas else run
+    return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options())
 
 
 def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:

@@ -171,12 +171,13 @@ def test_operations_of_a_layer_are_those_worked_out_by_hand():
     ]
 
 
-@pytest.mark.parametrize(("method", "expected"), [("psg", 29_330_079_744), ("gan", 17_185_079_296)])
+@pytest.mark.parametrize(("method", "expected"), [("psg", 26_038_534_144), ("gan", 15_539_306_496)])
 def test_operations_of_the_reference_step_agree_with_xla(method, expected):
     case = Case(method)
     assert ours.operations(case) == expected
     assert ours.operations(dataclasses.replace(case, replicas=3)) == 3 * expected
-    assert ours.xla_operations(case) == pytest.approx(expected, rel=0.1)
+    # XLA leaves out the taps that fall on padding: two of 28 each way in 14x14 <-> 7x7, the layer that dominates.
+    assert ours.xla_operations(case) == pytest.approx(expected * (26 / 28) ** 2, rel=0.03)
 
 
 @pytest.mark.parametrize("owner", ["generator", "discriminator"])

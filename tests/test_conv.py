@@ -59,17 +59,17 @@ def test_equals_lax_with_its_gradients(shape, dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_native_forms_equal_the_taps(shape):
+def test_native_forms_equal_the_cpus(shape):
     size, stride, *_ = shape
     with jax.enable_x64(True):
         images, features, kernel = arrays(*shape)
         options = {"stride": stride, "size": size}
-        for taps, native, a, b in (
-            (conv._down_taps, conv._down_native, images, kernel),
-            (conv._up_taps, conv._up_native, features, kernel),
-            (conv._correlate_taps, conv._correlate_native, images, features),
+        for cpu, native, a, b in (
+            (conv._down_cpu, conv._down_native, images, kernel),
+            (conv._up_cpu, conv._up_native, features, kernel),
+            (conv._correlate_cpu, conv._correlate_native, images, features),
         ):
-            np.testing.assert_allclose(taps(a, b, **options), native(a, b, **options), rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(cpu(a, b, **options), native(a, b, **options), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -113,7 +113,7 @@ def test_vmap_of_gradients_equals_a_loop(mapped):
 
 
 def test_no_slow_convolution_in_the_compiled_gradient():
-    """Of the convolutions only the wide strided one may reach the CPU backend: no dilation, no groups, no batch as channels."""
+    """Only what looks like a forward convolution may reach the CPU backend: no images with gaps, no groups, no other layout."""
     images, _, kernel = arrays(4, 2, 16, 20, np.float32, lead=(2,))
 
     def loss(images, kernel):
@@ -123,7 +123,7 @@ def test_no_slow_convolution_in_the_compiled_gradient():
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
     assert convolutions
     for line in convolutions:
-        assert "_dilate=" not in line
+        assert "lhs_dilate=" not in line
         assert "group" not in line
         assert "b01f_01io->b01f" in line
     assert "conditional(" not in text  # the platform was decided before compiling

@@ -63,3 +63,14 @@ def test_images_that_do_not_fit_are_refused():
         networks.build(Network(), (30, 28, 1), 1)
     with pytest.raises(ConfigError, match="at most 32x32, not 64x64"):
         networks.build(Network("sngan32"), (64, 64, 3), 1)
+
+
+@pytest.mark.parametrize("name", ["dcgan28", "sngan32", "infogan28", "mlp"])
+def test_a_discriminators_stages_make_the_whole(name):
+    side = 32 if name == "sngan32" else 28
+    _, discriminator = networks.build(Network(name, width=2), (side, side, 1), 1)
+    x = images = jax.random.normal(jax.random.key(0), (3, side, side, 1))
+    variables = discriminator.init(jax.random.key(1), images)
+    for stage in range(discriminator.depth):
+        x = discriminator.apply(variables, x, stage)
+    np.testing.assert_array_equal(x, discriminator.apply(variables, images))

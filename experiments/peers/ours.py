@@ -38,11 +38,10 @@ class Psgjax:
         environment.keep_memory()  # as the commands do
         config = configuration(case)
         self.images = jnp.asarray(peers.images())
-        run: Any = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE)
+        run = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
         if case.replicas == 1:
             self.state = jax.jit(lambda: step.init(config, peers.IMAGE_SHAPE))()
         else:
-            run = jax.jit(jax.vmap(run, in_axes=(0, None, None)), donate_argnums=0)
             init = jax.jit(jax.vmap(partial(step.init, config, peers.IMAGE_SHAPE)))
             self.state = init(jax.random.split(jax.random.key(0), case.replicas))
         started = time.perf_counter()
@@ -111,17 +110,17 @@ def operations(case: peers.Case) -> int:
     """Floating-point operations that one update of every replica needs, counted in its layers' kernels.
 
     Generators: forward, weight gradients, and input gradients but for the first layer's. D, on K generated and one real image a
-    tuple: the same; and for the generators its input gradients once more, on their images alone. Zeros of padding count.
+    tuple: the same, and the gradients of the generated images. Zeros of padding count.
     """
     generator, discriminator = ([layer.operations for layer in found] for found in layers(case))
     count = named_method(case.method).generators
     of_generators = count * (3 * sum(generator) - generator[0])
-    of_discriminator = (count + 1) * (3 * sum(discriminator) - discriminator[0]) + count * sum(discriminator)
+    of_discriminator = (count + 1) * (3 * sum(discriminator) - discriminator[0]) + count * discriminator[0]
     return case.replicas * case.batch_size * (of_generators + of_discriminator)
 
 
 def xla_operations(case: peers.Case) -> float:
-    """What XLA counts in the same update as it is handed over: elementwise arithmetic too, padding's zeros not everywhere."""
+    """What XLA counts in the same update as it is handed over: elementwise arithmetic too, but no taps that fall on padding."""
     config = configuration(case)
     state = jax.eval_shape(lambda: step.init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
@@ -212,8 +211,12 @@ class Convolution:
             operands[changed] = lax.dynamic_update_slice(operands[changed], element, corner)
             return operation(*operands), operands
 
-        self.outside = jax.jit(once, donate_argnums=0)
-        self.inside = jax.jit(lambda carry, n: lax.fori_loop(0, n, lambda _, c: once(c), carry), donate_argnums=0)
+        options = {} if plain else conv.compiler_options()
+
+        def loop(carry: tuple[jax.Array, list[jax.Array]], count: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            return lax.fori_loop(0, count, lambda _, carry: once(carry), carry)
+
+        self.outside, self.inside = (jax.jit(f, donate_argnums=0, compiler_options=options) for f in (once, loop))
         keys = jax.random.split(jax.random.key(0))
         operands = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
         self.carry = jnp.zeros(result), operands

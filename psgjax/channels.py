@@ -1,0 +1,96 @@
+"""What a channel's pixels share: biases and batch statistics, with the sums over pixels that both need.
+
+Arrays are [..., C]. On a CPU the backend's own sum over all axes but the last is slow, one thread and memory bound: `sums` adds up
+sixteen blocks first, elementwise, which is some ten times faster and, as a shallow tree, more exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+_BLOCKS = 16
+_EPSILON = 1e-5
+
+
+def sums(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Sum of `function(*arrays)`, an elementwise one, over all axes but the last: arrays [..., C] -> [C]."""
+    rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    count = len(rows[0]) // math.gcd(_BLOCKS, len(rows[0]))
+    total = function(*(array[:count] for array in rows))
+    for start in range(count, len(rows[0]), count):
+        total = total + function(*(array[start : start + count] for array in rows))
+    return total.sum(0)
+
+
+def _beside(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """[C] shaped to go with x [..., C]."""
+    return vector.reshape(*(1 for _ in x.shape[1:]), -1)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add bias [C] to x [..., C]."""
+    return x + _beside(bias, x)
+
+
+def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return grad, sums(lambda g: g, grad)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.custom_vjp
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation in training (Ioffe and Szegedy 2015, algorithm 1), computed in float32 or better.
+
+    Args:
+        x: [..., C], any float type.
+        scale: [C].
+        bias: [C].
+
+    Returns:
+        The normalised x, in its type; the batch's mean and (biased) variance [C], through which no gradient flows.
+    """
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[tuple, tuple]:
+    count = x.size // x.shape[-1]
+    wide = _widened(x)
+    mean = sums(lambda x: x, wide) / count
+    variance = jnp.maximum(0.0, sums(lambda x: x * x, wide) / count - mean * mean)
+    normalised = normalise_by(x, scale, bias, mean, variance)
+    return (normalised, mean, variance), (x, mean, jnp.sqrt(variance + _EPSILON), scale)
+
+
+def _normalise_backward(saved: tuple, grads: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, deviation, scale = saved
+    count = x.size // x.shape[-1]
+    wide, grad = _widened(x), _widened(grads[0])
+    to_bias = sums(lambda g: g, grad)
+    to_scale = sums(lambda g, x: g * (x - mean[None]), grad, wide) / deviation
+    slope = _beside(to_scale / deviation / count, x)
+    centred = grad - _beside(to_bias / count, x) - (wide - _beside(mean, x)) * slope
+    return (centred * _beside(scale / deviation, x)).astype(x.dtype), to_scale, to_bias
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def normalise_by(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """Batch normalisation in evaluation: by the running mean and variance [C]; x [..., C] keeps its type."""
+    factor = _beside(scale / jnp.sqrt(variance + _EPSILON), x)
+    return ((_widened(x) - _beside(mean, x)) * factor + _beside(bias, x)).astype(x.dtype)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
