@@ -68,16 +68,18 @@ def test_k_vmapped_generators_equal_k_separate_ones(images):
     generator, discriminator = stepping.build(config, SHAPE)
     latents = latents_of(config, before)
     optimizer = optax.adam(2e-4, b1=0.5, b2=0.999)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params, batch_stats, latents):
+        variables = {"params": params, "batch_stats": batch_stats}
+        fakes, updated = generator.apply(variables, latents, mutable=["batch_stats"])
+        scores = discriminator.apply({"params": before.discriminator.params}, fakes)
+        return jnp.mean(jax.nn.softplus(-scores)), updated["batch_stats"]
+
     for i in range(3):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], before.generators)
-
-        def loss(params, own=own, i=i):
-            variables = {"params": params, "batch_stats": own.batch_stats}
-            fakes, updated = generator.apply(variables, latents[i], mutable=["batch_stats"])
-            scores = discriminator.apply({"params": before.discriminator.params}, fakes)
-            return jnp.mean(jax.nn.softplus(-scores)), updated["batch_stats"]
-
-        grads, batch_stats = jax.grad(loss, has_aux=True)(own.params)
+        grads, batch_stats = gradient(own.params, own.batch_stats, latents[i])
         updates, _ = optimizer.update(grads, optimizer.init(own.params))
         new = jax.tree.map(lambda leaf, i=i: leaf[i], after.generators)
         chex.assert_trees_all_close(new.batch_stats, batch_stats, rtol=1e-5, atol=1e-6)
@@ -107,8 +109,8 @@ def test_gan_equals_a_textbook_step(images):
     def g_loss(params):  # non-saturating: -log D(G(z))
         return -jnp.mean(jnp.log(jax.nn.sigmoid(score(before.discriminator.params, fake(params)))))
 
-    d_value, d_grads = jax.value_and_grad(d_loss)(before.discriminator.params)
-    g_value, g_grads = jax.value_and_grad(g_loss)(g_params)
+    d_value, d_grads = jax.jit(jax.value_and_grad(d_loss))(before.discriminator.params)
+    g_value, g_grads = jax.jit(jax.value_and_grad(g_loss))(g_params)
     np.testing.assert_allclose(metrics["loss"]["discriminator"], d_value, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"]["generators"], [g_value], rtol=1e-5)
     d_moments, g_moments = first_moments(after)
@@ -134,17 +136,22 @@ def gated_outputs(winner):
     return read
 
 
-@pytest.mark.parametrize("winner", [0, 1, 2])
-def test_an_empty_mask_leaves_parameters_moments_and_statistics_alone(winner, images, monkeypatch):
+def test_an_empty_mask_leaves_parameters_moments_and_statistics_alone(images, monkeypatch):
     config = dataclasses.replace(tiny("psg-sn"), optimizer=Optimizer(average_decay=0.9))
+
+    @jax.jit
+    def step(state, winner):
+        monkeypatch.setattr(objectives, "read_scores", gated_outputs(winner))
+        return stepping.make_step(config, SHAPE)(state, batch_of(config, images))
+
     state, _ = one_step(config, images)  # moments are not zero any more
-    monkeypatch.setattr(objectives, "read_scores", gated_outputs(winner))
-    after, metrics = jax.jit(stepping.make_step(config, SHAPE))(state, batch_of(config, images))
-    np.testing.assert_array_equal(metrics["branches"], np.eye(3)[winner])
-    for i in range(2):
-        old, new = (jax.tree.map(lambda leaf, i=i: leaf[i], s.generators) for s in (state, after))
-        assert same(old, new) == (winner == i)
-    assert same(state.discriminator, after.discriminator) == (winner == 2)
+    for winner in range(3):
+        after, metrics = step(state, winner)
+        np.testing.assert_array_equal(metrics["branches"], np.eye(3)[winner])
+        for i in range(2):
+            old, new = (jax.tree.map(lambda leaf, i=i: leaf[i], s.generators) for s in (state, after))
+            assert same(old, new) == (winner == i)
+        assert same(state.discriminator, after.discriminator) == (winner == 2)
 
 
 # Every switch: where it is tried, and whether D's and the generators' gradients of one step change with it.
@@ -171,18 +178,11 @@ SWITCHES = [
 ]
 
 
-def noisy(state):
-    """The state with weights so large that scores differ and all branches of Algorithm 1 are taken."""
-    d = state.discriminator
-    return dataclasses.replace(
-        state, discriminator=dataclasses.replace(d, params=jax.tree.map(lambda p: 12 * p, d.params))
-    )
-
-
 @pytest.mark.parametrize(("switch", "value", "name", "base", "d_changes", "g_changes"), SWITCHES)
 def test_every_switch_changes_what_it_says_and_no_more(switch, value, name, base, d_changes, g_changes, images):
-    one, other = (tiny(name, batch_size=8, seed=1, **{**base, **more}) for more in ({}, {switch: value}))
-    (a, metrics), (b, _) = (one_step(config, images, noisy(first_state(config))) for config in (one, other))
+    network = Network("mlp", width=8, latent_size=6)  # what a switch does is the same for every network; this compiles fastest
+    one, other = (tiny(name, batch_size=8, seed=5, network=network, **{**base, **more}) for more in ({}, {switch: value}))
+    (a, metrics), (b, _) = (one_step(config, images) for config in (one, other))
     if name == "psg" and not base:
         assert np.all(metrics["branches"] > 0), "the test's batch must take every branch"
     changes = [not _close(x, y) for x, y in zip(first_moments(a), first_moments(b), strict=True)]
@@ -202,7 +202,7 @@ def test_the_table_above_has_every_switch():
 
 
 def test_the_gradient_penalty_by_its_definition(images):
-    options = {"update_order": "simultaneous", "discriminator_steps": 1}
+    options = {"update_order": "simultaneous", "discriminator_steps": 1, "network": Network("mlp", 8, 6)}
     config = tiny("wgan-gp", gradient_penalty=10.0, **options)
     state = first_state(config)
     with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", gradient_penalty=0.0, **options)))
@@ -211,7 +211,7 @@ def test_the_gradient_penalty_by_its_definition(images):
     latents_key, other_key = stepping._pass_keys(state, 0)
     variables = {"params": state.generators.params, "batch_stats": state.generators.batch_stats}
     latents = stepping.draw_latents(config, latents_key, 4)[0]
-    fakes, _ = generator.apply(jax.tree.map(lambda leaf: leaf[0], variables), latents, mutable=["batch_stats"])
+    fakes = generator.apply(jax.tree.map(lambda leaf: leaf[0], variables), latents)
     t = jax.random.uniform(other_key, (1, 4, 1, 1, 1))[0]
     between = t * (jnp.asarray(images[:4], jnp.float32) / 127.5 - 1) + (1 - t) * fakes
 
@@ -312,7 +312,7 @@ def test_metrics_start_anew_with_every_epoch(images):
 
 def test_replicas_by_vmap_equal_single_runs(images):
     config = tiny("psg-sn")
-    states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(3)]
+    states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     step = stepping.make_step(config, SHAPE)
     batch = batch_of(config, images)

@@ -1,6 +1,7 @@
 """Resumed equals uninterrupted, bit for bit; folders, checkpoints and data that do not belong are refused and left alone."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -16,6 +17,16 @@ from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import ConfigError, Network, Optimizer
 from psgjax.data import Dataset
 from psgjax.tracking import read_lines
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """The same program again is compiled once in this module."""
+    for name, cached in PROGRAMS.items():
+        monkeypatch.setattr(training, name, cached)
+
+
+PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_sampler")}
 
 
 @pytest.fixture
