@@ -72,11 +72,15 @@ def forecast(flops: float) -> float:
     return flops / (5 * 2 * 1024**3 / (time.perf_counter() - started) * _SHARE_OF_PEAK)
 
 
+def cache_folder() -> Path:
+    """Where the user keeps what can be made again: psgjax/ under $XDG_CACHE_HOME, or else under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psgjax"
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (empty: none)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "psgjax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
