@@ -66,9 +66,7 @@ def test_nothing_depends_on_order_or_chunk():
     # Whole numbers, so that many distances are equal.
     real, fake = np.round(draw(205, 3)), np.round(draw(160, 3, seed=1))
     order = np.random.default_rng(2)
-    found = [
-        measure(order.permutation(real), order.permutation(fake), 5, chunk) for chunk in (1000, 205, 204, 64, 7, 1)
-    ]
+    found = [measure(order.permutation(real), order.permutation(fake), 5, chunk) for chunk in (250, 205, 64, 7)]
     assert all(result == found[0] for result in found)
 
 

@@ -24,7 +24,7 @@ from psgjax.evaluation.fixed_point import Floats
 
 
 def precision_recall_density_coverage(
-    real: ArrayLike, fake: ArrayLike, k: int = 5, chunk: int = 1000
+    real: ArrayLike, fake: ArrayLike, k: int = 5, chunk: int = fixed_point.CHUNK
 ) -> dict[str, float]:
     """The four measures.
 
