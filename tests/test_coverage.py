@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from psgjax.evaluation import coverage
@@ -125,3 +126,96 @@ def test_a_share_needs_as_many_samples_as_are_counted():
     for counts, samples in (([0], 0), ([3, 3], 5)):
         with pytest.raises(ValueError, match="samples must be at least 1"):
             coverage.high_quality_share(counts, samples)
+
+
+def probabilities(labels, classes=10, certainty=1.0):
+    answers = np.full((len(labels), classes), (1 - certainty) / classes)
+    answers[np.arange(len(labels)), labels] += certainty
+    return answers
+
+
+def test_class_counts_and_what_is_made_of_them_by_hand():
+    counts = coverage.class_counts([0, 2, 2, 3], 5)
+    assert counts.tolist() == [1, 0, 2, 1, 0]
+    assert coverage.classes_missing(counts) == 2
+    expected = 1 / 4 * math.log(1 / 4 / 0.1) + 1 / 2 * math.log(1 / 2 / 0.2) + 1 / 4 * math.log(1 / 4 / 0.3)
+    assert coverage.class_kl(counts, [1, 2, 2, 3, 2]) == pytest.approx(expected)
+    assert coverage.class_kl(counts, 7 * counts) == 0.0
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=20)
+def test_divergences_are_those_of_scipy(seed):
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(0, 5, (2, 10)) + np.eye(2, 10, dtype=int)
+    assert coverage.class_kl(counts[0], counts[1] + 1) == pytest.approx(entropy(counts[0], counts[1] + 1), abs=1e-9)
+    expected = jensenshannon(counts[0], counts[1]) ** 2
+    assert coverage.class_divergence(counts) == pytest.approx(expected, abs=1e-9)
+    answers = generator.dirichlet(np.ones(10), 30)
+    score = math.exp(entropy(answers, answers.mean(0, keepdims=True), axis=1).mean())
+    assert coverage.classifier_score(answers) == pytest.approx(score)
+    assert coverage.classifier_score(generator.permutation(answers)) == coverage.classifier_score(answers)
+
+
+def test_classifier_score_by_hand():
+    everything = np.arange(1000) % 10
+    assert coverage.classifier_score(probabilities(everything)) == pytest.approx(10)
+    assert coverage.classifier_score(probabilities(everything[:1])) == 1.0
+    assert coverage.classifier_score(probabilities(0 * everything, certainty=0.7)) == 1.0
+    missing = everything[everything != 4]
+    assert coverage.classifier_score(probabilities(missing)) == pytest.approx(9)
+    unsure = [coverage.classifier_score(probabilities(everything, certainty=c)) for c in (1, 0.9, 0.5, 0)]
+    assert unsure == sorted(unsure, reverse=True)
+    assert unsure[-1] == 1.0
+
+
+def test_a_missing_class_moves_the_histogram():
+    generator = np.random.default_rng(0)
+    data, same = (coverage.class_counts(generator.integers(0, 10, 5000), 10) for _ in range(2))
+    missing = same * (np.arange(10) != 4)
+    assert coverage.class_kl(same, data) < 0.01
+    assert coverage.class_kl(missing, data) == pytest.approx(math.log(10 / 9), abs=0.02)
+    assert (coverage.classes_missing(same), coverage.classes_missing(missing)) == (0, 1)
+
+
+def test_stacked_modes():
+    every = np.stack(np.unravel_index(np.arange(1000), (10, 10, 10)), 1)
+    assert coverage.stacked_modes(every) == (1000, 0.0)
+    assert coverage.stacked_modes(every[[123] * 9]) == (1, pytest.approx(math.log(1000)))
+    assert coverage.stacked_modes(every[:10]) == (10, pytest.approx(math.log(100)))
+    # Real images have about M / 2n: PacGAN's 26,000 have 0.02.
+    real = np.random.default_rng(0).integers(0, 10, (26_000, 3))
+    modes, divergence = coverage.stacked_modes(real)
+    assert modes == 1000
+    assert divergence == pytest.approx(999 / 52_000, rel=0.15)
+
+
+def test_generators_that_share_out_the_classes_differ_most():
+    assert coverage.class_divergence([[3, 3, 0, 0], [0, 0, 9, 9]]) == pytest.approx(math.log(2))
+    assert coverage.class_divergence([[3, 3, 0], [9, 9, 0], [1, 1, 0]]) == 0.0
+    assert coverage.class_divergence(np.eye(3, dtype=int)) == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: coverage.class_counts([], 10), "at least one"),
+        (lambda: coverage.class_counts([0.5], 10), "whole numbers"),
+        (lambda: coverage.class_counts([0, 10], 10), "from 0 to 10; classes are 0 to 9"),
+        (lambda: coverage.class_kl([1, 2], [1, 2, 3]), "same classes"),
+        (lambda: coverage.class_kl([0, 0], [1, 2]), "same classes"),
+        (lambda: coverage.class_kl([1, 1, 1], [1, 0, 2]), r"classes \[1\], which"),
+        (lambda: coverage.classifier_score(np.zeros((0, 10))), r"\[n, classes\]"),
+        (lambda: coverage.classifier_score(np.ones((3, 10))), "3 of 3 rows"),
+        (lambda: coverage.classifier_score([[0.5, 0.5], [np.nan, 1]]), "1 of 2 rows"),
+        (lambda: coverage.classifier_score([[1.5, -0.5]]), "1 of 1 rows"),
+        (lambda: coverage.stacked_modes(np.zeros((5, 2), int)), r"\[n, 3\]"),
+        (lambda: coverage.stacked_modes(np.zeros((0, 3), int)), "at least one"),
+        (lambda: coverage.stacked_modes(np.full((5, 3), 10)), "classes are 0 to 9"),
+        (lambda: coverage.class_divergence([[1, 2]]), "K at least 2"),
+        (lambda: coverage.class_divergence([[1, 2], [0, 0]]), r"images a generator: \[3, 0\]"),
+    ],
+)
+def test_what_is_no_class_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -81,7 +81,7 @@ def test_neither_depends_on_order_or_chunk():
     for one, other in ((real, fake), (real * wide, fake * wide)):
         values = {
             (frechet.frechet_distance(a, b), *frechet.kernel_distance(a, b, chunk))
-            for seed, chunk in enumerate([1000, 64, 7, 205])
+            for seed, chunk in enumerate([250, 64, 7, 205])
             for order in [np.random.default_rng(seed)]
             for a, b in [(order.permutation(one), order.permutation(other))]
         }

@@ -69,7 +69,7 @@ def _root(covariance: Floats) -> Floats:
     return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T
 
 
-def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = 1000) -> tuple[float, float]:
+def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = fixed_point.CHUNK) -> tuple[float, float]:
     """KID: the squared maximum mean discrepancy with the kernel (x.y / F + 1)^3, without bias, and its standard error.
 
     All pairs are used, not the random blocks of the paper, whose mean has the same expectation and a larger variance. The
@@ -99,9 +99,8 @@ def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = 1000) -> tupl
     with fixed_point.exactly():
 
         def sums(rows: Floats, others: Floats, own: bool) -> Floats:
-            return fixed_point.by_chunks(
-                lambda part: _kernel_sums(part, jnp.asarray(others), one, scale, own), rows, chunk
-            )
+            other = jnp.asarray(others)
+            return fixed_point.by_chunks(lambda part: _kernel_sums(part, other, one, scale, own), rows, chunk)
 
         within = [sums(rows, rows, True) * unit / (len(rows) - 1) for rows in pair]
         across = [sums(rows, others, False) * unit / len(others) for rows, others in (pair, pair[::-1])]
