@@ -34,8 +34,14 @@ else:
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"epochs": 75, "batch_size": 64, "network": Network(width=32), "data": {"train_images": 5000}},
-    "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}},
+    "quick": {
+        "epochs": 75,
+        "batch_size": 64,
+        "network": Network(width=32),
+        "data": {"train_images": 5000},
+        "evaluation": (15, 2000),
+    },
+    "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}, "evaluation": (10, 10_000)},
 }
 
 
@@ -63,6 +69,10 @@ class Options:
         Literal["float32", "bfloat16", "tf32"],
         Doc("Of the layers' arithmetic; parameters and losses are float32 always."),
     ] = "float32"
+    evaluation_epochs: Annotated[
+        int | None, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
+    ] = None
+    evaluation_samples: Annotated[int | None, Doc("Samples of all generators together to measure it on.")] = None
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mnist")
     data: DataOverrides = field(default_factory=DataOverrides)
     network: NetworkOverrides = field(default_factory=NetworkOverrides)
@@ -84,6 +94,7 @@ def configure(options: Options) -> dict[str, Config]:
     if not options.methods:
         raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
     data = configuration.override(dataclasses.replace(Data(), **preset["data"]), options.data)
+    epochs, samples = preset["evaluation"]
     configs = {}
     for name in options.methods:
         configs[name] = Config(
@@ -96,6 +107,8 @@ def configure(options: Options) -> dict[str, Config]:
             steps=1 if options.steps is None else options.steps,
             seed=options.seed,
             precision=options.precision,
+            evaluation_epochs=epochs if options.evaluation_epochs is None else options.evaluation_epochs,
+            evaluation_samples=samples if options.evaluation_samples is None else options.evaluation_samples,
         )
     return configs
 

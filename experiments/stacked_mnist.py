@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from numpy.typing import ArrayLike
 from rich.console import Console
 from typing_extensions import Doc
 
@@ -79,33 +78,6 @@ NOTE = (
 )
 _HELD_OUT = 2000  # stacked test digits that D is judged by while it trains
 _STACKS, _SAMPLES, _CHOICE = range(3)  # streams of random numbers
-
-
-def stacked_modes(predictions: ArrayLike) -> tuple[int, float]:
-    """How many of the 1,000 modes are among the samples, and how far they are from being equally frequent.
-
-    Args:
-        predictions: [n, 3] whole numbers from 0 to 9, the digit that a classifier sees in each channel; n at least 1.
-
-    Returns:
-        The number of modes, from 1 to 1,000, and KL(samples || uniform) in nats, from 0 to log 1,000 = 6.91; by chance alone n
-        samples have about 999 / 2n.
-
-    Raises:
-        ValueError: If there are no predictions, or they are something else.
-
-    References:
-        Lin et al., PacGAN: The power of two samples in generative adversarial networks, 2018, arXiv 1712.04086, and its code.
-    """
-    digits = np.asarray(predictions)
-    if digits.ndim != 2 or digits.shape[1] != CHANNELS or not np.issubdtype(digits.dtype, np.integer):
-        raise ValueError(
-            f"predictions are {digits.dtype}{list(digits.shape)}; they must be whole numbers [n, {CHANNELS}]."
-        )
-    if not len(digits) or digits.min() < 0 or digits.max() >= CLASSES:
-        raise ValueError(f"predictions must be at least one row of digits from 0 to {CLASSES - 1}.")
-    counts = np.bincount(digits @ CLASSES ** np.arange(CHANNELS)[::-1], minlength=MODES)
-    return int(np.count_nonzero(counts)), coverage.reverse_kl(counts)
 
 
 @dataclass(frozen=True)
@@ -227,7 +199,7 @@ def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 def measure(predictions: np.ndarray) -> dict[str, Any]:
     """Modes and KL of predictions [n, 3], ready for JSON."""
-    modes, divergence = stacked_modes(predictions)
+    modes, divergence = coverage.stacked_modes(predictions)
     return {"modes": modes, "kl": round(divergence, 6)}
 
 

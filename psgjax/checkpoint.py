@@ -22,11 +22,11 @@ class CheckpointError(ConfigError):
 
 
 class Checkpoints:
-    """The last two states of a run, each with its progress (JSON), under one folder; leaving the context waits for the save."""
+    """The last states of a run, each with its progress (JSON), under one folder; leaving the context waits for the save."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, and clear away what an interrupted save left there."""
-        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(2), cleanup_tmp_directories=True)
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        """Open the folder, which keeps so many states, and clear away what an interrupted save left there."""
+        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), cleanup_tmp_directories=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
@@ -34,6 +34,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the save under way."""
         self._manager.wait_until_finished()
         self._manager.close()
 

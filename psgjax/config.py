@@ -276,12 +276,24 @@ class Config:
         Literal["float32", "bfloat16", "tf32"],
         Doc("Of the layers' arithmetic; parameters, scores, losses and statistics are float32 always."),
     ] = "float32"
+    evaluation_epochs: Annotated[
+        int, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
+    ] = 0
+    evaluation_samples: Annotated[int, Doc("Samples of all generators together to measure it on.")] = 10_000
     warning: Annotated[str | None, Doc("What a reader must know of the data; filled in by the loader.")] = None
 
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""
         for name in ("batch_size", "steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        _check(self.evaluation_epochs >= 0, "evaluation_epochs", self.evaluation_epochs, "a whole number, 0 for never")
+        least = 6 * self.method.generators  # the metrics look at five neighbours of an image
+        _check(
+            self.evaluation_samples >= least,
+            "evaluation_samples",
+            self.evaluation_samples,
+            f"a whole number of at least {least}",
+        )
         _check(0 <= self.seed < 2**32, "seed", self.seed, f"a whole number from 0 to {2**32 - 1}")
 
     def steps_per_epoch(self, train_images: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_SHARE_OF_PEAK = 0.4  # of the matmul rate that a step reaches, roughly: for the forecast alone
+_SHARE_OF_PEAK = 0.45  # of the matmul rate that a step reaches, roughly: for the forecast alone
 
 
 def device_name() -> str:

@@ -55,6 +55,8 @@ class Run:
     lines: list[dict[str, Any]]
     curves: dict[str, convergence.Curve]
     summary: dict[str, Any]
+    evaluations: list[tuple[float, dict[str, Any]]]  # epoch, and what `evaluation.score` found
+    neighbours: Any  # picture of samples above their nearest training images, or None
     snapshots: dict[int, list[Any]]  # by epoch, one image [H, W] or [H, W, C] a generator; at most six epochs
     warnings: list[str]
 
@@ -78,9 +80,10 @@ def write(folder: Path) -> Path:
     comparison = convergence.compare(*pair) if len(pair) == 2 else {}
     summary = {"methods": by_name, "comparison": comparison, "warnings": warnings}
     (folder / "figures").mkdir(exist_ok=True)
+    evaluated = [run for run in runs if run.evaluations]
     figures = {}
     with matplotlib.rc_context(STYLE):
-        for name, draw in FIGURES.items():
+        for name, draw in (FIGURES | (QUALITY_FIGURES if evaluated else {})).items():
             figure, image = draw(runs), io.BytesIO()
             figure.savefig(image, format="png", metadata={"Software": None})
             write_atomically(folder / "figures" / f"{name}.png", image.getvalue())
@@ -92,6 +95,7 @@ def write(folder: Path) -> Path:
     page = templates.get_template("report.html.j2").render(
         **summary,
         runs=runs,
+        evaluated=evaluated,
         trained_on=sorted({(run.summary["data"] or {"description": "unknown data"})["description"] for run in runs}),
         figures=figures,
         settings=_rows([dataclasses.asdict(run.config) for run in runs]),
@@ -154,7 +158,11 @@ def _load_one(folder: Path, config: Config) -> Run:
         warnings.append("the losses are not finite at the end: training diverged.")
     summary |= {"planned_steps": config.steps, "finished": finished, "data": environment.get("data")}
     curves = convergence.curves(config.method, lines)
-    return Run(folder.name, config, environment, lines, curves, summary, snapshots, warnings)
+    evaluations = [(line["epoch"], line["evaluation"]) for line in lines if "evaluation" in line]
+    summary["quality"] = evaluations[-1][1] if evaluations else None
+    picture = folder / "neighbours.png"
+    neighbours = imread(picture) if picture.is_file() else None
+    return Run(folder.name, config, environment, lines, curves, summary, evaluations, neighbours, snapshots, warnings)
 
 
 def loss_figure(runs: list[Run]) -> Figure:
@@ -229,6 +237,65 @@ def samples_figure(runs: list[Run]) -> Figure:
     return figure
 
 
+def quality_figure(runs: list[Run]) -> Figure:
+    """FCD to the held-out images and their coverage at each evaluation, of all samples and of each generator's own."""
+    runs = [run for run in runs if run.evaluations]
+    figure = Figure(figsize=(1 + 4.5 * len(runs), 6.5), layout="constrained")
+    panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
+    for key, label, row in (("fcd", "FCD", panels[0]), ("coverage", "coverage", panels[1])):
+        for run, axes in zip(runs, row, strict=True):
+            epochs = [epoch for epoch, _ in run.evaluations]
+            for index in range(len(run.evaluations[-1][1].get("generators", []))):
+                values = [found["generators"][index].get(key, math.nan) for _, found in run.evaluations]
+                axes.plot(epochs, values, color=_colour(index), marker=".", label=f"generator {index + 1}")
+            values = [found.get(key, math.nan) for _, found in run.evaluations]
+            axes.plot(epochs, values, color=BLACK, linewidth=2.0, marker="o", label="all samples")
+            axes.set_ylim(0, 1.05 if key == "coverage" else None)
+            axes.set(**({"title": _title(run)} if key == "fcd" else {"xlabel": "epoch"}))
+        row[0].set_ylabel(f"{label} (held-out images)")
+    return _with_legend(figure, list(panels.flat))
+
+
+def classes_figure(runs: list[Run]) -> Figure:
+    """The classes that the classifier sees in the samples at each evaluation: a row a generator, one more for all of them."""
+    rows = []
+    for run in runs:
+        if run.evaluations and "histogram" in run.evaluations[-1][1]:
+            found = [evaluation for _, evaluation in run.evaluations]
+            for index in range(len(found[-1].get("generators", []))):
+                histograms = [one["generators"][index]["histogram"] for one in found]
+                rows.append((f"{run.name}, generator {index + 1}", run, histograms))
+            rows.append((f"{run.name}, all samples", run, [one["histogram"] for one in found]))
+    figure = Figure(figsize=(8, 0.8 + 1.7 * max(1, len(rows))), layout="constrained")
+    panels = figure.subplots(max(1, len(rows)), squeeze=False)[:, 0]
+    for (title, run, histograms), axes in zip(rows, panels, strict=False):
+        shares = np.array(histograms).T
+        image = axes.imshow(shares, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=3 / len(shares))
+        epochs = [f"{epoch:g}" for epoch, _ in run.evaluations]
+        axes.set(ylabel="class", xticks=range(len(epochs)), xticklabels=epochs, yticks=range(0, len(shares), 3))
+        axes.set_title(title, fontsize=10)
+        axes.grid(visible=False)
+        figure.colorbar(image, ax=axes, extend="max", label="share")
+    panels[-1].set_xlabel("epoch")
+    return figure
+
+
+def neighbours_figure(runs: list[Run]) -> Figure:
+    """Samples at the end, each above the training image nearest to it."""
+    runs = [run for run in runs if run.neighbours is not None]
+    figure = Figure(figsize=(8, 0.4 + 2.6 * max(1, len(runs))), layout="constrained")
+    for run, axes in zip(runs, figure.subplots(max(1, len(runs)), squeeze=False)[:, 0], strict=False):
+        axes.imshow(run.neighbours, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(f"{run.name}: each generator's samples, the nearest training images below them", fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+QUALITY_FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
+    "quality": quality_figure,
+    "classes": classes_figure,
+    "neighbours": neighbours_figure,
+}
 FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
     "loss": loss_figure,
     "accuracy": accuracy_figure,

@@ -21,11 +21,9 @@ from typing_extensions import Doc
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.environment import use_compilation_cache
-from psgjax.step import TrainState, draw_latents, init, make_sampler
-from psgjax.tracking import image_grid, to_pixels, write_atomically, write_png
+from psgjax.step import TrainState, init, make_artist
+from psgjax.tracking import image_grid, write_atomically, write_png
 from psgjax.training import read_config
-
-_BATCH = 500  # bounds the memory of one call, whatever the count
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,7 @@ def load(run: Path) -> tuple[Config, TrainState, tuple[int, int, int]]:
 
 def sample(config: Config, state: TrainState, image_shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
     """`count` images of each generator, uint8 [K, count, H, W, C]; the same for the same seed, whatever the count."""
-    sampler = make_sampler(config, image_shape)
-    batches = []
-    for start in range(0, count, _BATCH):
-        latents = draw_latents(config, jax.random.fold_in(jax.random.key(seed), start), _BATCH)
-        batches.append(to_pixels(np.asarray(sampler(state, latents))))
-    return np.concatenate(batches, axis=1)[:, :count]
+    return np.concatenate(make_artist(config, image_shape)(state, jax.random.key(seed), count), axis=1)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -60,8 +60,9 @@ class TrainState:
 Step = Callable[[TrainState, jax.Array], tuple[TrainState, objectives.Metrics]]
 
 
-# Streams of random numbers that follow from the key of a state: one for each use.
-_INIT, _STEPS, _EPOCHS, _JUDGE = range(4)
+# Streams of random numbers that follow from the key of a state: one for each use (the grids' is drawn by `training.py`).
+_INIT, _STEPS, _EPOCHS, _JUDGE, _GRID, _SAMPLES = range(6)
+_BATCH = 500  # images a generator drawn in one call: bounds its memory
 
 
 def _pass_keys(state: TrainState, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -360,6 +361,27 @@ def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[
         return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
 
     return jax.jit(sample)
+
+
+def make_artist(
+    config: Config, image_shape: tuple[int, int, int]
+) -> Callable[[TrainState, jax.Array, int], list[jax.Array]]:
+    """`draw(state, key, count) -> batches`: `count` images of each generator, uint8 [K, <= 500, H, W, C] each, in evaluation mode.
+
+    The same for the same key, however many are drawn. Nothing is waited for.
+    """
+    sample = make_sampler(config, image_shape)
+
+    @jax.jit
+    def batch(state: TrainState, key: jax.Array) -> jax.Array:
+        images = sample(state, draw_latents(config, key, _BATCH))
+        return jnp.clip(jnp.rint((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+    def draw(state: TrainState, key: jax.Array, count: int) -> list[jax.Array]:
+        key, starts = jax.random.fold_in(key, _SAMPLES), range(0, count, _BATCH)
+        return [batch(state, jax.random.fold_in(key, start))[:, : count - start] for start in starts]
+
+    return draw
 
 
 def make_judge(

@@ -1,12 +1,15 @@
-"""The loop: updates on the device, metrics and pictures as they come, checkpoints, resumption, a clean stop."""
+"""The loop: updates on the device, metrics, quality and pictures as they come, checkpoints, resumption, a clean stop."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,8 @@ from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import device_name, forecast, provenance
-from psgjax.step import TrainState, draw_latents, init, make_judge, make_run, make_sampler
+from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference_of, score
+from psgjax.step import TrainState, draw_latents, init, make_artist, make_judge, make_run, make_sampler
 from psgjax.tracking import (
     MetricsFile,
     ProgressDisplay,
@@ -38,6 +42,7 @@ from psgjax.tracking import (
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
 _CALL_SECONDS = 2.0  # the length of one call to the device: what a signal may have to wait for, twice
 _GRID = 32  # images a generator in a sample grid
+_NEIGHBOURS = 12  # samples of each generator shown above their nearest training images
 _JUDGED = 2000  # held-out images on which D's accuracy is taken
 
 
@@ -123,6 +128,28 @@ def _shown(epoch: float) -> bool:
     return epoch == 0 or (epoch == int(epoch) and str(int(epoch)).rstrip("0") in ("1", "2", "5"))
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: If another process holds it, with that one's number and host.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise ConfigError(
+                f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 def train(config: Config, data: Dataset, folder: Path, *, console: Console, stop: Stop) -> Outcome:
     """Train one run to its end, from its last checkpoint if it has one.
 
@@ -134,7 +161,7 @@ def train(config: Config, data: Dataset, folder: Path, *, console: Console, stop
         stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
 
     Raises:
-        ConfigError: If the folder holds another run, or the data are not those that the run began with.
+        ConfigError: If the folder holds another run, another process trains it, or the data are not those it began with.
         Diverged: If a loss is not finite; the last good checkpoint stays.
     """
     check_folder(folder, config)
@@ -142,11 +169,10 @@ def train(config: Config, data: Dataset, folder: Path, *, console: Console, stop
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
         write_atomically(folder / "config.json", configuration.to_json(config))
-    _keep_environment(folder / "env.json", environment(config, data))
-
     image_shape = data.images.shape[1:]
     abstract = jax.eval_shape(lambda: init(config, image_shape))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with alone(folder), Checkpoints(folder / "checkpoints") as checkpoints:
+        _keep_environment(folder / "env.json", environment(config, data))
         found = checkpoints.restore(abstract)
         state, progress = found if found else (jax.jit(lambda: init(config, image_shape))(), {"seconds": 0.0})
         step = int(state.step)
@@ -194,6 +220,11 @@ class _Loop:
         self.sampler = make_sampler(config, image_shape)
         self.latents = draw_latents(config, jax.random.fold_in(jax.random.key(config.seed), 4), _GRID)
         self.data = data
+        self.artist = make_artist(config, image_shape)
+        self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call
+        self.real: Reference | None = None
+        self.best = Checkpoints(folder / "best", keep=1) if config.evaluation_epochs else None
+        self.least_fcd = np.inf
 
     def run(self, state: TrainState, step: int, seconds: float) -> Outcome:
         config = self.config
@@ -204,6 +235,10 @@ class _Loop:
         images_per_step = config.batch_size * config.method.discriminator_steps
         lines = read_lines(self.folder / "metrics.jsonl")
         self.last_line = lines[-1] if lines else None
+        if config.evaluation_epochs:
+            self.real = reference_of(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
+            found = [line["evaluation"].get("fcd", np.inf) for line in lines if "evaluation" in line]
+            self.least_fcd = min(found, default=np.inf)
         pending: Callable[[], None] | None = None
         saved_at, count = time.monotonic(), 1
         try:
@@ -231,6 +266,9 @@ class _Loop:
                     self.checkpoints.save(state, {"seconds": time.monotonic() - started})
         finally:
             metrics.close()
+            self.evaluator.shutdown(cancel_futures=True)
+            if self.best:
+                self.best.close()
         return Outcome(step, finished=step == config.steps)
 
     def _announce(self, step: int, lowered: Any) -> None:
@@ -255,6 +293,7 @@ class _Loop:
         epoch = round(step / self.per_epoch, 4)
         judged = self.judge(state, self.held_out) if ends else {}
         shown = self.sampler(state, self.latents) if ends and (_shown(epoch) or step == config.steps) else None
+        evaluated = self._evaluate(state, step) if ends and self._due(epoch, step) else None
 
         def write() -> None:
             totals = jax.device_get(sums)
@@ -272,6 +311,7 @@ class _Loop:
                     "images": step * config.batch_size * config.method.discriminator_steps,
                     **means,
                     **{f"held_out_{name}": round(float(value), 6) for name, value in judged.items()},
+                    **({"evaluation": evaluated()} if evaluated else {}),
                     "seconds": round(time.monotonic() - started, 3),
                 }
                 metrics.write(line)
@@ -281,6 +321,39 @@ class _Loop:
             display.update(step, self.last_line)
 
         return write
+
+    def _due(self, epoch: float, step: int) -> bool:
+        every = self.config.evaluation_epochs
+        return self.real is not None and (step == self.config.steps or (epoch == int(epoch) and epoch % every == 0))
+
+    def _evaluate(self, state: TrainState, step: int) -> Callable[[], Scores]:
+        """Ask the device for samples and score them beside its next call; the function returned waits, and keeps the best state."""
+        assert self.real is not None
+        count = self.config.evaluation_samples // self.config.method.generators
+        batches = self.artist(state, jax.random.key(0), count)
+        kept = jax.tree.map(jnp.copy, state)
+        real = self.real
+        last = step == self.config.steps
+
+        def work() -> Scores:
+            images = np.concatenate(jax.device_get(batches), axis=1)
+            if last:
+                write_png(
+                    self.folder / "neighbours.png",
+                    image_grid(beside_nearest(images[:, :_NEIGHBOURS], real), columns=_NEIGHBOURS),
+                )
+            return score(images, real)
+
+        future = self.evaluator.submit(work)
+
+        def wait() -> Scores:
+            scores = future.result()
+            if self.best and scores.get("fcd", np.inf) < self.least_fcd:
+                self.least_fcd = scores["fcd"]
+                self.best.save(kept, {"fcd": scores["fcd"]})
+            return scores
+
+        return wait
 
     def _picture(self, epoch: float, images: jax.Array) -> None:
         write_png(

@@ -267,7 +267,7 @@ def test_a_file_of_other_arrays_is_refused(tmp_path):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(classifiers, "_LEAST_EPOCHS", EPOCHS)
-    monkeypatch.setattr(classifiers, "_LEAST_IMAGES", 0)
+    monkeypatch.setattr(classifiers, "_IMAGES", 0)
     return tmp_path / "cache" / "psgjax" / "classifiers"
 
 

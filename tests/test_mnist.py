@@ -24,7 +24,7 @@ from psgjax.config import METHODS, Config, Method, from_json
 from psgjax.step import init
 from psgjax.tracking import read_lines
 
-SMALL = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "8"]
+SMALL = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "8", "--evaluation-epochs", "0"]
 
 
 def write_idx(folder, train=64, test=16, side=28):

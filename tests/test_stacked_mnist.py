@@ -1,7 +1,6 @@
 """Stacked MNIST: its images and measures by hand, and the command from end to end."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -38,30 +37,6 @@ def digits(monkeypatch):
 
     monkeypatch.setattr(classifiers, "apply", apply)
     return loaded
-
-
-def test_modes_and_kl_by_hand():
-    assert stacked_mnist.stacked_modes([[1, 2, 3]] * 5) == (1, pytest.approx(math.log(1000)))
-    modes, divergence = stacked_mnist.stacked_modes([[1, 2, 3], [3, 2, 1], [3, 2, 1], [3, 2, 1]])
-    assert modes == 2
-    assert divergence == pytest.approx(0.25 * math.log(250) + 0.75 * math.log(750))
-    every = [[n // 100, n // 10 % 10, n % 10] for n in range(1000)]
-    assert stacked_mnist.stacked_modes(every) == (1000, pytest.approx(0, abs=1e-12))
-
-
-def test_chance_alone_has_the_documented_kl():
-    predictions = np.random.default_rng(0).integers(0, 10, (26_000, 3))
-    modes, divergence = stacked_mnist.stacked_modes(predictions)
-    assert modes == 1000
-    assert divergence == pytest.approx(999 / 52_000, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    "predictions", [np.zeros((0, 3), int), [[1, 2]], [[1, 2, 10]], [[1, 2, -1]], [[1.0, 2.0, 3.0]], [1, 2, 3]]
-)
-def test_what_is_no_prediction(predictions):
-    with pytest.raises(ValueError, match="predictions"):
-        stacked_mnist.stacked_modes(predictions)
 
 
 def test_stacked_images_hold_the_digits_that_their_mode_names(digits):

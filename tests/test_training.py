@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import json
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +17,7 @@ from rich.console import Console
 from psgjax import step as stepping
 from psgjax import training
 from psgjax.checkpoint import CheckpointError, Checkpoints
-from psgjax.config import ConfigError, Network, Optimizer
+from psgjax.config import ConfigError, Network, Optimizer, to_json
 from psgjax.data import Dataset
 from psgjax.tracking import read_lines
 
@@ -124,6 +127,23 @@ def test_other_data_than_the_run_began_with_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="then noise .* now other noise"):
         train(config, changed, tmp_path / "run")
     assert (tmp_path / "run/env.json").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path):
+    config = tiny("gan", steps=1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    hold = "import sys, time, pathlib; from psgjax import training\n"
+    hold += "with training.alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"in use by process {process.pid} on {socket.gethostname()}; wait"):
+        train(config, data, folder)
+    assert not (folder / "env.json").exists()
+    process.kill()
+    process.communicate()
+    assert train(config, data, folder).finished
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):

@@ -22,8 +22,6 @@ from numpy.typing import ArrayLike
 from psgjax.evaluation import fixed_point
 from psgjax.evaluation.fixed_point import Floats
 
-_MORE = 8  # candidates for the k-th neighbour beyond k
-
 
 def precision_recall_density_coverage(
     real: ArrayLike, fake: ArrayLike, k: int = 5, chunk: int = fixed_point.CHUNK
@@ -79,26 +77,13 @@ def _radii(points: Floats, k: int, chunk: int) -> Floats:
 def _kth_smallest(rows: jax.Array, others: jax.Array, k: int) -> jax.Array:
     """The k-th smallest squared distance of each row [c, F] to the others [n, F], equal ones counted each: [c].
 
-    `top_k` is fast for float32 alone. Rounding to it keeps the order, but for numbers that it makes equal: unless those at the
-    k-th place reach beyond the candidates, the exact one is among them.
+    By k passes for the next larger value: sorting, which is what `top_k` in float64 does, takes longer.
     """
-    distances = fixed_point.squared_distances(rows, others)
-    count = min(k + _MORE, len(others))
-    _, places = jax.lax.top_k(-distances.astype(jnp.float32), count)  # its values, used too, would make it a sort
-    nearest = jnp.sort(jnp.take_along_axis(distances, places, 1), 1)
-    found, last = nearest[:, k - 1], nearest[:, -1]
-    if count == len(others):
-        return found
-    settled = (found.astype(jnp.float32) < last.astype(jnp.float32)).all()
-    return jax.lax.cond(settled, lambda: found, lambda: _kth_by_passes(distances, k))
-
-
-def _kth_by_passes(distances: jax.Array, k: int) -> jax.Array:
-    """[c, n] -> [c]: k passes, each to the next larger value."""
-    value = jnp.full(len(distances), -1.0)
+    distances = fixed_point.squared_distances(others, rows)  # [n, c]: reductions over the first axis are the fast ones
+    value = jnp.full(len(rows), -1.0)
     for _ in range(k):
-        enough = (distances <= value[:, None]).sum(1) >= k
-        above = jnp.where(distances > value[:, None], distances, jnp.inf).min(1)
+        enough = (distances <= value[None]).sum(0) >= k
+        above = jnp.where(distances > value[None], distances, jnp.inf).min(0)
         value = jnp.where(enough, value, above)
     return value
 

@@ -1,0 +1,210 @@
+"""Score images, from this package or any other, against real ones.
+
+python -m psgjax.evaluation runs/mnist/psg                        # the last checkpoint of a run, against its held-out images
+python -m psgjax.evaluation digits.npz --reference mnist-test     # an array of images, .npz or .npy
+python -m psgjax.evaluation folder/ --reference real.npz          # a folder of image files
+
+Arrays are uint8, or float in [-1, 1]: [n, H, W], [n, H, W, C], or [K, n, H, W, C] of K generators. docs/evaluation.md explains
+the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typing_extensions import Doc
+
+from psgjax import data as datasets
+from psgjax import environment, sampling
+from psgjax.config import ConfigError, Data
+from psgjax.data import Dataset
+from psgjax.evaluation import classifier as classifiers
+from psgjax.evaluation.score import STAGES, Reference, Scores, reference, reference_of, score
+from psgjax.tracking import to_pixels, write_atomically
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_LARGEST = 1024  # pixels a side: a file that claims more is not decoded
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score generated images against real ones: one table, and JSON on request."""
+
+    images: Annotated[
+        tyro.conf.Positional[Path], Doc("The folder of a run, a .npz or .npy file, or a folder of image files.")
+    ]
+    reference: Annotated[
+        str | None, Doc("mnist-test, or a .npz or .npy file of real images; a run's own held-out images if not given.")
+    ] = None
+    samples: Annotated[
+        int | None,
+        Doc("Images to draw from a run, of all generators together; as many as its training did if not given."),
+    ] = None
+    seed: Annotated[int, Doc("Of the latents that a run's images are drawn from; training used 0.")] = 0
+    json: Annotated[Path | None, Doc("File to write the numbers to.")] = None
+    data: Data = field(default_factory=Data)
+
+
+def read_images(path: Path) -> np.ndarray:
+    """Images [K, n, H, W, C] uint8 from a .npz or .npy file, or a folder of image files (K = 1).
+
+    Raises:
+        ConfigError: If there are none, or they are not what this module's first lines say.
+    """
+    if path.is_dir():
+        array = _read_folder(path)
+    elif path.suffix in (".npz", ".npy"):
+        array = _read_array(path)
+    else:
+        raise ConfigError(f"{path} is not a run's folder, a folder of image files, or a .npz or .npy file.")
+    if array.ndim not in (3, 4, 5) or not array.size:
+        raise ConfigError(
+            f"{path} holds an array {list(array.shape)}; it must be [n, H, W], [n, H, W, C] or [K, n, H, W, C]."
+        )
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4:
+        array = array[None]
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(f"{path} holds {array.dtype}; images must be uint8, 0 to 255, or float from -1 to 1.")
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{path} holds NaN or infinity: the generator diverged, or the file is damaged.")
+    if array.min() < -1 or array.max() > 1 or array.min() >= 0:
+        raise ConfigError(
+            f"{path} holds floats from {array.min():.4g} to {array.max():.4g}; they must lie in [-1, 1] (black is -1): "
+            "scale them, or save uint8, 0 to 255."
+        )
+    return to_pixels(array)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            if "images" not in names and len(names) != 1:
+                raise ConfigError(
+                    f"{path} holds the arrays {', '.join(names) or 'none'}; it must hold one, or one called images."
+                )
+            return loaded["images" if "images" in names else names[0]]
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}.") from None
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ConfigError(f"{path} cannot be read as an array of images: {error}") from None
+
+
+def _read_folder(folder: Path) -> np.ndarray:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise ConfigError(f"{folder} holds no run (no config.json) and no image files ({', '.join(_SUFFIXES)}).")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                if max(image.size) > _LARGEST:
+                    raise ConfigError(
+                        f"{path} is {image.size[0]}x{image.size[1]}; at most {_LARGEST}x{_LARGEST} is read."
+                    )
+                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as an image: {error}") from None
+        if images[-1].shape != images[0].shape:
+            raise ConfigError(
+                f"{path} is {list(images[-1].shape)} and {paths[0].name} {list(images[0].shape)}; all must have one size and kind."
+            )
+    return np.stack(images)
+
+
+def evaluate(options: Options, console: Console) -> Scores:
+    """The scores that the options ask for.
+
+    Raises:
+        ConfigError: If images or reference are missing, unreadable, or do not go together.
+    """
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    trained: Dataset | None = None
+    if (options.images / "config.json").is_file():
+        config, state, image_shape = sampling.load(options.images)
+        samples = config.evaluation_samples if options.samples is None else options.samples
+        if samples < config.method.generators:
+            raise ConfigError(f"samples is {samples}; it must be at least one a generator.")
+        images = sampling.sample(config, state, image_shape, samples // config.method.generators, options.seed)
+        if options.reference is None:
+            trained = datasets.load(config.data, tell)
+    else:
+        images = read_images(options.images)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("reference", total=1 + len(STAGES))
+            real = reference_of(trained, tell) if trained else _reference(options, tell)
+            return score(
+                images, real, lambda stage: bar.update(task, description=stage, completed=1 + STAGES.index(stage))
+            )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _reference(options: Options, tell: Any) -> Reference:
+    if options.reference in (None, "mnist-test"):
+        return reference_of(datasets.load(options.data, tell), tell)
+    real = read_images(Path(str(options.reference)))
+    real = real.reshape(-1, *real.shape[2:])
+    shipped = classifiers.shipped()
+    return reference(real, None, shipped if real.shape[1:] == shipped.image_shape else None)
+
+
+def table(scores: Scores, title: str) -> Table:
+    """The scores as a table: a column for all images, and one for each generator."""
+    generators = scores.get("generators", [])
+    result = Table(
+        "", "all", *(f"generator {i + 1}" for i in range(len(generators))), title=title, title_justify="left"
+    )
+    for name, value in scores.items():
+        if name != "generators":
+            result.add_row(name, _text(value), *(_text(each[name]) if name in each else "" for each in generators))
+    return result
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{100 * item:.0f}" for item in value) + " %"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: score, show, write, and say in one line what went wrong."""
+    console = Console()
+    try:
+        options = tyro.cli(Options, args=arguments, prog="python -m psgjax.evaluation", description=__doc__)
+        environment.use_compilation_cache()
+        scores = evaluate(options, console)
+        if options.json:
+            content = {**scores, "images": str(options.images), "environment": environment.provenance()}
+            write_atomically(options.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console.print(table(scores, str(options.images)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

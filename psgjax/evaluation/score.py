@@ -1,0 +1,128 @@
+"""All metrics of a set of generated images against real ones, as one tree of numbers that JSON can hold.
+
+`docs/evaluation.md` says what each number means, its range, and its value for real images against real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psgjax.data import Dataset
+from psgjax.evaluation import classifier as classifiers
+from psgjax.evaluation import coverage, difference, frechet, manifold, neighbours
+from psgjax.evaluation.classifier import Classifier
+
+Scores = dict[str, Any]
+
+NEIGHBOURS = 5  # of the manifold metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images and all that is computed of them once.
+
+    Attributes:
+        images: [M, H, W, C] uint8, never trained on.
+        training: [N, H, W, C] uint8, or None where memorisation is not asked for.
+        classifier: Of the data's classes, or None for data without labels; what needs it is left out then.
+        features: [M, F] float32, the classifier's penultimate features of `images`.
+        counts: [classes], how many of `images` the classifier gives to each class.
+        distances: [M], from each image to the nearest training image.
+    """
+
+    images: np.ndarray
+    training: np.ndarray | None
+    classifier: Classifier | None
+    features: np.ndarray | None
+    counts: np.ndarray | None
+    distances: np.ndarray | None
+
+
+def reference_of(data: Dataset, progress: Callable[[str], None] = print) -> Reference:
+    """The held-out images of a data set, with its classifier and its training images."""
+    return reference(data.held_out_images, data.images, classifiers.for_data(data, progress))
+
+
+def reference(images: np.ndarray, training: np.ndarray | None, classifier: Classifier | None) -> Reference:
+    """The reference that so many real images make."""
+    features = counts = distances = None
+    if classifier is not None:
+        features, probabilities = classifiers.apply(classifier, images)
+        counts = _counts(probabilities)
+    if training is not None:
+        _, distances = neighbours.nearest(images, training)
+    return Reference(images, training, classifier, features, counts, distances)
+
+
+STAGES = ("features", "all samples", "kernel distance", "generators", "nearest training images")
+
+
+def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] = lambda stage: None) -> Scores:
+    """Every metric of images [K, n, H, W, C] uint8, of all generators together and of each by itself.
+
+    `progress` is told each of `STAGES` as it begins.
+
+    Raises:
+        ValueError: If the images are not uint8, not of the reference's shape, or five a generator or fewer.
+    """
+    if images.dtype != np.uint8 or images.ndim != 5 or images.shape[2:] != real.images.shape[1:]:
+        wanted = ", ".join(map(str, real.images.shape[1:]))
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}; the reference needs uint8 [K, n, {wanted}].")
+    if images.shape[1] <= NEIGHBOURS:
+        raise ValueError(f"{images.shape[1]} image(s) a generator; at least {NEIGHBOURS + 1} are needed.")
+    together = images.reshape(-1, *images.shape[2:])
+    scores: Scores = {"samples": len(together), "reference": len(real.images)}
+    if real.classifier is not None:
+        assert real.features is not None
+        progress(STAGES[0])
+        features, probabilities = classifiers.apply(real.classifier, together)
+        progress(STAGES[1])
+        scores |= _of_features(features, probabilities, real)
+        scores["classifier_score"] = coverage.classifier_score(probabilities)
+        progress(STAGES[2])
+        kid, error = frechet.kernel_distance(real.features, features)
+        scores |= {"kid": kid, "kid_standard_error": error}
+        if len(images) > 1:
+            progress(STAGES[3])
+            by_generator = features.reshape(*images.shape[:2], -1)
+            split = probabilities.reshape(*images.shape[:2], -1)
+            scores["generators"] = [_of_features(f, p, real) for f, p in zip(by_generator, split, strict=True)]
+            scores["histogram_divergence"] = coverage.class_divergence(np.stack([_counts(each) for each in split]))
+            scores["told_apart"] = difference.told_apart(by_generator)
+    if real.training is not None:
+        assert real.distances is not None
+        progress(STAGES[4])
+        _, distances = neighbours.nearest(together, real.training)
+        scores["memorisation_rate"] = neighbours.memorisation_rate(distances, real.distances)
+    return scores
+
+
+def _of_features(features: np.ndarray, probabilities: np.ndarray, real: Reference) -> Scores:
+    """What is said of each generator, too."""
+    assert real.features is not None
+    assert real.counts is not None
+    counts = _counts(probabilities)
+    unknown = np.any((counts > 0) & (real.counts == 0))  # a class that the reference lacks is infinitely far
+    return {
+        "fcd": frechet.frechet_distance(real.features, features),
+        "histogram": (counts / counts.sum()).tolist(),
+        "histogram_kl": None if unknown else coverage.class_kl(counts, real.counts),
+        "missing_classes": coverage.classes_missing(counts),
+        **manifold.precision_recall_density_coverage(real.features, features, k=NEIGHBOURS),
+    }
+
+
+def _counts(probabilities: np.ndarray) -> np.ndarray:
+    return coverage.class_counts(probabilities.argmax(1), probabilities.shape[1])
+
+
+def beside_nearest(images: np.ndarray, real: Reference) -> np.ndarray:
+    """Images [K, n, H, W, C] and the training image nearest to each, by turns: [2 K, n, H, W, C] uint8."""
+    assert real.training is not None
+    indices, _ = neighbours.nearest(images.reshape(-1, *images.shape[2:]), real.training)
+    pairs = np.stack([images, real.training[indices].reshape(images.shape)], axis=1)
+    return pairs.reshape(-1, *images.shape[1:])

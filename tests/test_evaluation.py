@@ -1,0 +1,197 @@
+"""All metrics together, on real images and on what is wrong with them; the command; and that training logs the same numbers."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import mnist
+from psgjax.config import Data
+from psgjax.data import load
+from psgjax.evaluation import __main__ as command
+from psgjax.evaluation import classifier as classifiers
+from psgjax.evaluation.score import beside_nearest, reference, score
+from psgjax.tracking import read_lines
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return load(Data(source="packaged"))
+
+
+@pytest.fixture(scope="module")
+def halves(packaged):
+    """Real images never compared with themselves: 1,000 as samples, 1,000 as the reference, 2,500 to have been trained on."""
+    order = np.random.default_rng(0).permutation(len(packaged.images))
+    return [packaged.images[order[part]] for part in (slice(1000), slice(1000, 2000), slice(2000, None))], order
+
+
+@pytest.fixture(scope="module")
+def real(halves):
+    (_, held_out, training), _ = halves
+    return reference(held_out, training, classifiers.shipped())
+
+
+@pytest.fixture(scope="module")
+def floor(halves, real):
+    return score(halves[0][0].reshape(2, 500, 28, 28, 1), real)
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    return [number for value in tree for number in numbers(value)] if isinstance(tree, list) else [tree]
+
+
+def test_real_images_have_the_values_of_real_images(floor):
+    assert floor["samples"] == floor["reference"] == 1000
+    assert abs(floor["kid"]) < 4 * floor["kid_standard_error"]
+    assert floor["precision"] > 0.6
+    assert floor["recall"] > 0.6
+    assert 0.8 < floor["density"] < 1.2
+    assert floor["coverage"] > 0.9
+    assert floor["classifier_score"] > 9
+    assert floor["missing_classes"] == 0
+    assert floor["histogram_kl"] < 0.03
+    assert floor["memorisation_rate"] < 0.05
+    assert floor["histogram_divergence"] < 0.03
+    assert 0.35 < floor["told_apart"] < 0.65
+    assert all(each["fcd"] > floor["fcd"] for each in floor["generators"])  # fewer images, a larger bias
+    json.dumps(floor, allow_nan=False)
+
+
+def test_noise_moves_quality(floor, real):
+    noise = np.random.default_rng(1).integers(0, 256, (1, 300, 28, 28, 1), dtype=np.uint8)
+    found = score(noise, real)
+    assert found["fcd"] > 20 * floor["fcd"]
+    assert found["kid"] > 50 * floor["kid_standard_error"]
+    assert found["recall"] < 0.05
+    assert found["density"] < 0.5 * floor["density"]
+    assert found["coverage"] < 0.05  # (precision need not fall: outliers of the real images have large balls)
+    assert "generators" not in found
+
+
+def test_one_digit_again_and_again_moves_coverage(floor, halves, real):
+    found = score(np.repeat(halves[0][0][None, :1], 300, axis=1), real)
+    assert found["missing_classes"] == 9
+    assert found["coverage"] < 0.05
+    assert found["recall"] < 0.05
+    assert found["classifier_score"] == pytest.approx(1)
+    assert found["fcd"] > 10 * floor["fcd"]
+    assert None not in numbers(found)
+
+
+def test_a_missing_class_is_named(floor, packaged, halves, real):
+    _, order = halves
+    kept = halves[0][0][packaged.labels[order[:1000]] != 7]
+    found = score(kept[None], real)
+    assert found["histogram_kl"] > 3 * floor["histogram_kl"]
+    assert found["histogram"][7] < 0.01
+    assert found["fcd"] > 1.2 * floor["fcd"]
+    assert found["coverage"] < floor["coverage"]
+
+
+def test_copies_of_training_images_are_memorised_and_shown(halves, real):
+    copies = halves[0][2][None, :50]
+    assert score(copies, real)["memorisation_rate"] == 1
+    np.testing.assert_array_equal(beside_nearest(copies, real), np.concatenate([copies, copies]))
+
+
+def test_generators_that_differ_are_told_apart(packaged, real):
+    ones, threes = (packaged.images[packaged.labels == digit][:200] for digit in (1, 3))
+    found = score(np.stack([ones, threes]), real)
+    assert found["told_apart"] > 0.97
+    assert found["histogram_divergence"] > 0.6  # log 2 = 0.69
+    assert [each["missing_classes"] for each in found["generators"]] > [6, 6]
+
+
+def test_without_a_classifier_what_needs_one_is_left_out(halves):
+    found = score(halves[0][0][None, :20], reference(halves[0][1], halves[0][2], None))
+    assert set(found) == {"samples", "reference", "memorisation_rate"}
+
+
+def without(line, *keys):
+    return {key: value for key, value in line.items() if key not in keys}
+
+
+def run(*arguments):
+    try:
+        return command.main([str(a) for a in arguments])
+    except SystemExit as exit:
+        return exit.code
+
+
+def test_the_command_scores_any_array_or_folder(halves, tmp_path, capsys):
+    (samples, held_out, _), _ = halves
+    np.savez(tmp_path / "real.npz", held_out)
+    np.save(tmp_path / "a.npy", samples[:60, ..., 0])
+    np.savez(tmp_path / "b.npz", images=samples[:60].astype(np.float32) / 127.5 - 1)
+    (tmp_path / "c").mkdir()
+    for i, image in enumerate(samples[:60]):
+        Image.fromarray(image[..., 0]).save(tmp_path / "c" / f"{i:03}.png")
+    found = []
+    for name in ("a.npy", "b.npz", "c"):
+        arguments = (tmp_path / name, "--reference", tmp_path / "real.npz", "--json", tmp_path / "out.json")
+        assert run(*arguments) == 0
+        found.append(
+            {
+                k: v
+                for k, v in json.loads((tmp_path / "out.json").read_text()).items()
+                if k not in ("images", "environment")
+            }
+        )
+    assert found[0] == found[1] == found[2]
+    assert found[0]["samples"] == 60
+    assert "fcd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((0, 28, 28), np.uint8), "holds an array [0, 28, 28]"),
+        (np.zeros((1, 28, 28), np.uint8), "at least 6 are needed"),
+        (np.zeros((9, 28), np.uint8), "holds an array [9, 28]"),
+        (np.zeros((9, 14, 14), np.uint8), "the reference needs uint8 [K, n, 28, 28, 1]"),
+        (np.full((9, 28, 28), np.nan), "holds NaN or infinity"),
+        (np.linspace(0, 1, 9 * 784).reshape(9, 28, 28), "they must lie in [-1, 1]"),
+        (np.zeros((9, 28, 28), np.int64), "images must be uint8"),
+        (np.array([{}]), "cannot be read as an array of images"),
+    ],
+)
+def test_the_command_refuses_what_are_no_images(array, message, halves, tmp_path, capsys):
+    np.savez(tmp_path / "real.npz", halves[0][1])
+    np.save(tmp_path / "fake.npy", array, allow_pickle=True)
+    assert run(tmp_path / "fake.npy", "--reference", tmp_path / "real.npz", "--json", tmp_path / "out.json") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_constant_batch_has_finite_scores(real):
+    assert all(np.isfinite(number) for number in numbers(score(np.zeros((2, 20, 28, 28, 1), np.uint8), real)))
+
+
+def test_missing_paths_are_one_line(tmp_path, capsys):
+    for path in (tmp_path / "none", tmp_path / "none.npz", tmp_path):
+        assert run(path) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "32", "--data.train-images", "64"]
+    evaluation = ["--evaluation-epochs", "2", "--evaluation-samples", "60"]
+    arguments = ["--methods", "psg", "--epochs", "5", "--data.source", "packaged", *small, *evaluation]
+    assert mnist.main(arguments) == 0
+    lines = read_lines(tmp_path / "runs/mnist/psg/metrics.jsonl")
+    assert [line["epoch"] for line in lines if "evaluation" in line] == [2, 4, 5]
+    assert run("runs/mnist/psg", "--json", "out.json") == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {key: found[key] for key in lines[-1]["evaluation"]} == lines[-1]["evaluation"]
+    best = min((line for line in lines if "evaluation" in line), key=lambda line: line["evaluation"]["fcd"])
+    assert (tmp_path / "runs/mnist/psg/best" / str(best["step"])).is_dir()
+    assert (tmp_path / "runs/mnist/figures/quality.png").is_file()
+    assert "Quality of the samples" in (tmp_path / "runs/mnist/report.html").read_text()
+    assert mnist.main([*arguments[:-4], "--evaluation-epochs", "0", "--out", "plain"]) == 0
+    plain = read_lines(tmp_path / "plain/psg/metrics.jsonl")
+    assert [without(line, "seconds", "evaluation") for line in lines] == [without(line, "seconds") for line in plain]
