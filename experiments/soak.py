@@ -27,7 +27,7 @@ from psgjax.tracking import read_lines, write_atomically
 
 _SETTINGS = ("--data.source", "packaged", "--data.train-images", "1024", "--network.width", "4", "--batch-size", "32")
 _SAVE_SECONDS = 0.5  # far more often than a user's run: many kills fall into a save
-_LONGEST = 8.0  # seconds from the first sign of training to a kill, at most
+_LONGEST = 3.0  # seconds from the first sign of training to a kill, at most
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Options:
 
     kills: Annotated[int, Doc("How often the run is killed.")] = 50
     method: Annotated[str, Doc("What is trained.")] = "psg"
-    epochs: Annotated[int, Doc("Length of the run; it must outlast the kills.")] = 4000
+    epochs: Annotated[int, Doc("Length of the run; it must outlast the kills.")] = 3000
     seed: Annotated[int, Doc("Of the moments of the kills.")] = 0
     out: Annotated[Path, Doc("Folder of both runs and of results.json.")] = Path("runs/soak")
 
