@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import device_name, forecast, provenance
-from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference_of, score
+from psgjax.evaluation.classifier import for_data
+from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.step import TrainState, draw_latents, init, make_artist, make_judge, make_run, make_sampler
 from psgjax.tracking import (
     MetricsFile,
@@ -222,7 +223,7 @@ class _Loop:
         self.data = data
         self.artist = make_artist(config, image_shape)
         self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call
-        self.real: Reference | None = None
+        self.real: Future[Reference] | None = None
         self.best = Checkpoints(folder / "best", keep=1) if config.evaluation_epochs else None
         self.least_fcd = np.inf
 
@@ -236,7 +237,8 @@ class _Loop:
         lines = read_lines(self.folder / "metrics.jsonl")
         self.last_line = lines[-1] if lines else None
         if config.evaluation_epochs:
-            self.real = reference_of(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
+            classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
+            self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
             found = [line["evaluation"].get("fcd", np.inf) for line in lines if "evaluation" in line]
             self.least_fcd = min(found, default=np.inf)
         pending: Callable[[], None] | None = None
@@ -332,11 +334,11 @@ class _Loop:
         count = self.config.evaluation_samples // self.config.method.generators
         batches = self.artist(state, jax.random.key(0), count)
         kept = jax.tree.map(jnp.copy, state)
-        real = self.real
+        awaited = self.real
         last = step == self.config.steps
 
         def work() -> Scores:
-            images = np.concatenate(jax.device_get(batches), axis=1)
+            images, real = np.concatenate(jax.device_get(batches), axis=1), awaited.result()
             if last:
                 write_png(
                     self.folder / "neighbours.png",

@@ -1,28 +1,41 @@
-"""A short soak: killed at random and resumed, a run ends as if it had been left alone; and a difference would be found."""
+"""What a soak compares: it finds nothing between equal runs, and every line and number that differs. (Kills: test_mnist.py.)"""
 
 import json
+import shutil
 
 import pytest
 
-from experiments import soak
+from experiments import mnist, soak
 from psgjax.tracking import read_lines, write_atomically
 
+WRONG = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
 
-def test_a_kill_leaves_no_trace_and_a_difference_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(soak, "_LONGEST", 1.0)
-    out = tmp_path / "soak"
-    assert soak.main(["--kills", "1", "--epochs", "40", "--out", str(out), "--seed", "1"]) == 0
-    results = json.loads((out / "results.json").read_text())
-    assert results["resumes"] == 1
-    assert results["lines"] == 40
-    assert results["numbers"] > 1000
-    assert [results[name] for name in ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")] == [0, 0, 0, 0]
-    path = out / "cut/psg/metrics.jsonl"
-    lines = read_lines(path)
-    changed = [lines[0], lines[0], {**lines[2], "epoch": -1}, *lines[4:]]  # one doubled, two lost, one different
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in changed))
-    found = soak.compare(out / "cut/psg", out / "whole/psg")
-    assert [found[name] for name in ("lines_lost", "lines_doubled", "lines_differing")] == [2, 1, 1]
+
+def test_it_sees_what_is_lost_doubled_or_different(tmp_path):
+    settings = (
+        "--methods",
+        "gan",
+        "--epochs",
+        "5",
+        *soak._SETTINGS,
+        "--data.train-images",
+        "64",
+        "--evaluation-epochs",
+        "0",
+    )
+    for seed in ("0", "1"):
+        assert mnist.main([*settings, "--seed", seed, "--out", str(tmp_path / seed)]) == 0
+    whole, cut = tmp_path / "0/gan", tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    found = soak.compare(cut, whole)
+    assert [found[name] for name in WRONG] == [0, 0, 0, 0]
+    assert found["lines"] == 5
+    assert found["numbers"] > 1000
+    lines = read_lines(cut / "metrics.jsonl")
+    changed = [lines[0], lines[0], {**lines[2], "epoch": -1}, lines[4]]  # one doubled, two lost, one different
+    write_atomically(cut / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in changed))
+    assert [soak.compare(cut, whole)[name] for name in WRONG] == [2, 1, 1, 0]
+    assert soak.compare(tmp_path / "1/gan", whole)["numbers_differing"] > 1000
 
 
 @pytest.mark.parametrize("arguments", [["--kills", "0"], ["--out", "."]])
