@@ -106,6 +106,12 @@ def test_generators_that_differ_are_told_apart(packaged, real):
     assert [each["missing_classes"] for each in found["generators"]] > [6, 6]
 
 
+def test_the_command_says_what_it_leaves_out(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.zeros((9, 8, 8), np.uint8))
+    assert run(tmp_path / "a.npy", "--reference", tmp_path / "a.npy") == 0
+    assert "metrics that need a classifier are left out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_without_a_classifier_what_needs_one_is_left_out(halves):
     found = score(halves[0][0][None, :20], reference(halves[0][1], halves[0][2], None))
     assert set(found) == {"samples", "reference", "memorisation_rate"}
@@ -168,7 +174,8 @@ def test_the_command_refuses_what_are_no_images(array, message, halves, tmp_path
 
 
 def test_a_constant_batch_has_finite_scores(real):
-    assert all(np.isfinite(number) for number in numbers(score(np.zeros((2, 20, 28, 28, 1), np.uint8), real)))
+    found = without(score(np.zeros((2, 20, 28, 28, 1), np.uint8), real), "classifier")
+    assert all(np.isfinite(number) for number in numbers(found))
 
 
 def test_missing_paths_are_one_line(tmp_path, capsys):

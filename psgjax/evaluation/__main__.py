@@ -168,7 +168,11 @@ def _reference(options: Options, tell: Any) -> Reference:
     real = read_images(Path(str(options.reference)))
     real = real.reshape(-1, *real.shape[2:])
     shipped = classifiers.shipped()
-    return reference(real, None, shipped if real.shape[1:] == shipped.image_shape else None)
+    if real.shape[1:] == shipped.image_shape:
+        tell(f"{options.reference} has no labels: features are those of the classifier for MNIST")
+        return reference(real, None, shipped)
+    tell(f"{options.reference} has no labels and is not of MNIST's shape: metrics that need a classifier are left out")
+    return reference(real, None, None)
 
 
 def table(scores: Scores, title: str) -> Table:
@@ -184,6 +188,8 @@ def table(scores: Scores, title: str) -> Table:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, list):
         return " ".join(f"{100 * item:.0f}" for item in value) + " %"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -78,6 +78,7 @@ def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] =
     scores: Scores = {"samples": len(together), "reference": len(real.images)}
     if real.classifier is not None:
         assert real.features is not None
+        scores["classifier"] = real.classifier.info["weights_sha256"][:12]
         progress(STAGES[0])
         features, probabilities = classifiers.apply(real.classifier, together)
         progress(STAGES[1])
