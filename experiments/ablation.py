@@ -29,18 +29,24 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from experiments import mixtures
+from experiments import mixtures, status_of
 from psgjax import config as configuration
-from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.config import (
+    METHODS,
+    Config,
+    ConfigError,
+    Data,
+    DataOverrides,
+    Method,
+    Network,
+    NetworkOverrides,
+    Optimizer,
+    OptimizerOverrides,
+)
 
 if TYPE_CHECKING:
-    from psgjax.config import Data as DataOverrides
-    from psgjax.config import Network as NetworkOverrides
-    from psgjax.config import Optimizer as OptimizerOverrides
     from psgjax.data import Dataset
     from psgjax.training import Stop
-else:
-    DataOverrides, NetworkOverrides, OptimizerOverrides = map(configuration.overrides_of, (Data, Network, Optimizer))
 
 # What a task sets where the command line does not.
 TASKS: dict[str, dict[str, Any]] = {
@@ -368,21 +374,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     given = sys.argv[1:] if arguments is None else arguments
     stop = Stop()
-    try:
+
+    def command() -> int:
         options = tyro.cli(Options, args=given, prog="python -m experiments.ablation", description=__doc__)
-        command = shlex.join(["python", "-m", "experiments.ablation", *given])
+        text = shlex.join(["python", "-m", "experiments.ablation", *given])
         if (
             options.task == "mixture"
         ):  # its cells are short: a signal ends the one at work, and those that are done stay
-            return run(options, command, Console(), stop)
+            return run(options, text, Console(), stop)
         with stop.listening():
-            return run(options, command, Console(), stop)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+            return run(options, text, Console(), stop)
+
+    return status_of(command, "stopped; run the same command again to go on")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from typing_extensions import Doc
 
+from experiments import status_of
 from experiments.mixtures import (
     MEASURES,
     MIXTURES,
@@ -49,13 +50,8 @@ from experiments.mixtures import (
     to_json,
 )
 from psgjax import config as configuration
-from psgjax.config import Config, ConfigError, Method, Network, Optimizer
+from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation import coverage
-
-if TYPE_CHECKING:
-    from psgjax.config import Method as MethodOverrides
-else:
-    MethodOverrides = configuration.overrides_of(Method)
 
 NOTE = (
     "± is the standard deviation over seeds. Samples come from the mixture of generators, each with probability 1/K. "
@@ -251,16 +247,12 @@ def run(options: Options, command: str, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: parse, run, and say in one line what went wrong."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def command() -> None:
         options = tyro.cli(Options, args=given, prog="python -m experiments.mixture2d", description=__doc__)
         run(options, shlex.join(["python", "-m", "experiments.mixture2d", *given]), Console())
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return status_of(command)
 
 
 if __name__ == "__main__":

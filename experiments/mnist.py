@@ -21,16 +21,20 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax import config as configuration
-from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.config import (
+    Config,
+    ConfigError,
+    Data,
+    DataOverrides,
+    MethodOverrides,
+    Network,
+    NetworkOverrides,
+    Optimizer,
+)
 
 if TYPE_CHECKING:
-    from psgjax.config import Data as DataOverrides
-    from psgjax.config import Method as MethodOverrides
-    from psgjax.config import Network as NetworkOverrides
     from psgjax.data import Dataset
     from psgjax.training import Stop
-else:
-    DataOverrides, MethodOverrides, NetworkOverrides = map(configuration.overrides_of, (Data, Method, Network))
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {

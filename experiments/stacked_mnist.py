@@ -33,18 +33,22 @@ from typing_extensions import Doc
 
 from experiments.mixtures import check_counts, markdown, mean, show, show_table, to_json
 from psgjax import config as configuration
-from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.config import (
+    Config,
+    ConfigError,
+    Data,
+    DataOverrides,
+    MethodOverrides,
+    Network,
+    NetworkOverrides,
+    Optimizer,
+)
 from psgjax.evaluation import coverage
 
 if TYPE_CHECKING:
-    from psgjax.config import Data as DataOverrides
-    from psgjax.config import Method as MethodOverrides
-    from psgjax.config import Network as NetworkOverrides
     from psgjax.data import Dataset
     from psgjax.evaluation.classifier import Classifier
     from psgjax.training import Stop
-else:
-    DataOverrides, MethodOverrides, NetworkOverrides = map(configuration.overrides_of, (Data, Method, Network))
 
 CHANNELS, CLASSES = 3, 10
 MODES = CLASSES**CHANNELS

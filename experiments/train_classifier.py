@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import Doc
 
+from experiments import status_of
 from psgjax.config import ConfigError, Data
 
 
@@ -93,16 +94,12 @@ def run(options: Options, command: str, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: parse, run, and say in one line what went wrong."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def command() -> None:
         options = tyro.cli(Options, args=given, prog="python -m experiments.train_classifier", description=__doc__)
         run(options, public(given), Console())
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return status_of(command)
 
 
 if __name__ == "__main__":

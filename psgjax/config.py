@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from typing_extensions import Doc
 
@@ -384,3 +384,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         raise ConfigError(f"{label} is {value!r}; it must be of type {kind.__name__}.")
     return value
+
+
+# What a command line overrides of a preset or a named method.
+if TYPE_CHECKING:
+    DataOverrides = Data
+    MethodOverrides = Method
+    NetworkOverrides = Network
+    OptimizerOverrides = Optimizer
+else:
+    DataOverrides, MethodOverrides, NetworkOverrides, OptimizerOverrides = map(
+        overrides_of, (Data, Method, Network, Optimizer)
+    )

@@ -20,7 +20,7 @@ and `up` equals `lax.conv_transpose(features, kernel, strides, "SAME", transpose
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -240,8 +240,13 @@ def compiler_options() -> dict[str, str]:
     Empty elsewhere, and where jaxlib has no such option.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    return options if jax.default_backend() == "cpu" and _accepted(tuple(options.items())) else {}
+
+
+@cache
+def _accepted(options: tuple[tuple[str, str], ...]) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options if jax.default_backend() == "cpu" else {}
+        return False
+    return True

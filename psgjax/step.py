@@ -60,8 +60,8 @@ class TrainState:
 Step = Callable[[TrainState, jax.Array], tuple[TrainState, objectives.Metrics]]
 
 
-# Streams of random numbers that follow from the key of a state: one for each use (the grids' is drawn by `training.py`).
-_INIT, _STEPS, _EPOCHS, _JUDGE, _GRID, _SAMPLES = range(6)
+# Streams of random numbers that follow from the key of a state: one for each use.
+_INIT, _STEPS, _EPOCHS, _JUDGE, GRID_STREAM, _SAMPLES = range(6)
 _BATCH = 500  # images a generator drawn in one call: bounds its memory
 
 
