@@ -113,9 +113,9 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from psgjax import step
+        from psgjax import inference, step
 
-        sampler = step.make_sampler(config, SHAPE)
+        sampler = inference.make_sampler(config, SHAPE)
 
         def sample(state: TrainState) -> tuple[jax.Array, jax.Array]:
             latents, which = jax.random.split(jax.random.fold_in(state.key, _SAMPLES_STREAM))

@@ -21,7 +21,8 @@ from typing_extensions import Doc
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.environment import use_compilation_cache
-from psgjax.step import TrainState, init, make_artist
+from psgjax.inference import make_artist
+from psgjax.step import TrainState, init
 from psgjax.tracking import image_grid, write_atomically, write_png
 from psgjax.training import read_config
 

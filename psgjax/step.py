@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -60,14 +61,15 @@ class TrainState:
 Step = Callable[[TrainState, jax.Array], tuple[TrainState, objectives.Metrics]]
 
 
-# Streams of random numbers that follow from the key of a state: one for each use.
-_INIT, _STEPS, _EPOCHS, _JUDGE, GRID_STREAM, _SAMPLES = range(6)
-_BATCH = 500  # images a generator drawn in one call: bounds its memory
+class Stream(IntEnum):
+    """What random numbers are for: each use folds its own number into the key of a state."""
+
+    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES = range(6)
 
 
 def _pass_keys(state: TrainState, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The keys of the latents and of everything else in pass `index` of D in the current step."""
-    step_key = jax.random.fold_in(jax.random.fold_in(state.key, _STEPS), state.step)
+    step_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.STEPS), state.step)
     latents, other = jax.random.split(jax.random.fold_in(step_key, index))
     return latents, other
 
@@ -112,7 +114,7 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
     generator, discriminator = build(config, image_shape)
     g_optimizer, d_optimizer = _optimizers(config)
     key = jax.random.key(config.seed) if key is None else key
-    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
+    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, Stream.INIT), 3)
     latents = jnp.zeros((2, config.network.latent_size))
     variables = jax.vmap(lambda k: generator.init(k, latents))(jax.random.split(g_key, config.method.generators))
     padded = networks.pad_to(jnp.zeros((1, *image_shape)), config.network)
@@ -323,7 +325,7 @@ def make_run(
     per_epoch = config.steps_per_epoch(train_images)
 
     def run(state: TrainState, images: jax.Array, updates: jax.Array) -> tuple[TrainState, Tree]:
-        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, _EPOCHS), state.step // per_epoch)
+        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.EPOCHS), state.step // per_epoch)
         order = jax.random.permutation(epoch_key, train_images)
 
         def body(_: jax.Array, state: TrainState) -> TrainState:
@@ -341,68 +343,3 @@ def make_run(
 
     mapped = jax.vmap(run, in_axes=(0, None, None)) if replicas else run
     return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options())
-
-
-def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
-    """`sample(state, latents [K, B, latent_size]) -> images [K, B, H, W, C]` in [-1, 1], float32.
-
-    In evaluation mode: running batch statistics, and the average of the parameters where one is kept.
-    """
-    generator, _ = build(config, image_shape)
-
-    def sample(state: TrainState, latents: jax.Array) -> jax.Array:
-        g = state.generators
-        params = g.average if config.optimizer.average_decay else g.params
-
-        def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> jax.Array:
-            variables = {"params": params, "batch_stats": batch_stats}
-            return jnp.asarray(generator.apply(variables, latents, train=False))
-
-        return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
-
-    return jax.jit(sample)
-
-
-def make_artist(
-    config: Config, image_shape: tuple[int, int, int]
-) -> Callable[[TrainState, jax.Array, int], list[jax.Array]]:
-    """`draw(state, key, count) -> batches`: `count` images of each generator, uint8 [K, <= 500, H, W, C] each, in evaluation mode.
-
-    The same for the same key, however many are drawn. Nothing is waited for.
-    """
-    sample = make_sampler(config, image_shape)
-
-    @jax.jit
-    def batch(state: TrainState, key: jax.Array) -> jax.Array:
-        images = sample(state, draw_latents(config, key, _BATCH))
-        return jnp.clip(jnp.rint((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
-
-    def draw(state: TrainState, key: jax.Array, count: int) -> list[jax.Array]:
-        key, starts = jax.random.fold_in(key, _SAMPLES), range(0, count, _BATCH)
-        return [batch(state, jax.random.fold_in(key, start))[:, : count - start] for start in starts]
-
-    return draw
-
-
-def make_judge(
-    config: Config, image_shape: tuple[int, int, int]
-) -> Callable[[TrainState, jax.Array], objectives.Metrics]:
-    """`judge(state, images [B, H, W, C]) -> {"accuracy", "pairwise_accuracy"}` of D on held-out real images against fresh samples.
-
-    The generators in evaluation mode, as they will be sampled; the spectral vectors as they stand.
-    """
-    _, discriminator = build(config, image_shape)
-    sample = make_sampler(config, image_shape)
-
-    def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
-        key = jax.random.fold_in(state.key, _JUDGE)
-        fakes = sample(state, draw_latents(config, key, len(images)))
-        d = state.discriminator
-        params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
-        tuples = jnp.concatenate([fakes, scale(images)[None]])
-        padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
-        flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
-        outputs = flat.reshape(*tuples.shape[:2], -1)
-        return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
-
-    return jax.jit(judge)

@@ -28,7 +28,8 @@ from psgjax.data import Dataset
 from psgjax.environment import device_name, forecast, provenance
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
-from psgjax.step import GRID_STREAM, TrainState, draw_latents, init, make_artist, make_judge, make_run, make_sampler
+from psgjax.inference import make_artist, make_judge, make_sampler
+from psgjax.step import Stream, TrainState, draw_latents, init, make_run
 from psgjax.tracking import (
     MetricsFile,
     ProgressDisplay,
@@ -219,7 +220,7 @@ class _Loop:
         self.program = make_run(config, len(data.images), image_shape)
         self.judge = make_judge(config, image_shape)
         self.sampler = make_sampler(config, image_shape)
-        self.latents = draw_latents(config, jax.random.fold_in(jax.random.key(config.seed), GRID_STREAM), _GRID)
+        self.latents = draw_latents(config, jax.random.fold_in(jax.random.key(config.seed), Stream.GRID), _GRID)
         self.data = data
         self.artist = make_artist(config, image_shape)
         self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from psgjax import networks
+from psgjax import inference, networks
 from psgjax import step as stepping
 from psgjax.config import ConfigError, Network
 
@@ -43,8 +43,8 @@ def test_every_network_trains_on_28x28(name):
     after, _ = jax.eval_shape(stepping.make_step(config, SHAPE), state, batch)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     latents = jax.ShapeDtypeStruct((2, 7, 5), jnp.float32)
-    assert jax.eval_shape(stepping.make_sampler(config, SHAPE), state, latents).shape == (2, 7, *SHAPE)
-    judged = jax.eval_shape(stepping.make_judge(config, SHAPE), state, jax.ShapeDtypeStruct((9, *SHAPE), jnp.uint8))
+    assert jax.eval_shape(inference.make_sampler(config, SHAPE), state, latents).shape == (2, 7, *SHAPE)
+    judged = jax.eval_shape(inference.make_judge(config, SHAPE), state, jax.ShapeDtypeStruct((9, *SHAPE), jnp.uint8))
     assert judged["accuracy"].shape == ()
 
 

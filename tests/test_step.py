@@ -11,7 +11,7 @@ import optax
 import pytest
 from conftest import SHAPE, first_state, same, tiny
 
-from psgjax import objectives, spectral
+from psgjax import inference, objectives, spectral
 from psgjax import step as stepping
 from psgjax.config import METHODS, Method, Network, Optimizer
 
@@ -262,9 +262,9 @@ def test_average_and_schedule(images):
         for a, b in ((before, first), (first, second))
     ]
     assert steps[1] < 0.75 * steps[0]  # half the step size, if not half the step
-    sampled = stepping.make_sampler(config, SHAPE)(first, latents_of(config, first))
+    sampled = inference.make_sampler(config, SHAPE)(first, latents_of(config, first))
     plain = dataclasses.replace(config, optimizer=Optimizer())
-    assert not same(sampled, stepping.make_sampler(plain, SHAPE)(first, latents_of(config, first)))
+    assert not same(sampled, inference.make_sampler(plain, SHAPE)(first, latents_of(config, first)))
 
 
 def run_of(config, images):
@@ -276,7 +276,7 @@ def test_a_run_equals_the_loop_of_steps_and_epochs_visit_every_image_once(images
     config = tiny()
     _, run = run_of(config, images)
     state = first_state(config)
-    order_key = jax.random.fold_in(jax.random.fold_in(state.key, stepping._EPOCHS), 0)
+    order_key = jax.random.fold_in(jax.random.fold_in(state.key, stepping.Stream.EPOCHS), 0)
     order = np.asarray(jax.random.permutation(order_key, len(images)))
     assert sorted(order) == list(range(32))
     step = jax.jit(stepping.make_step(config, SHAPE))

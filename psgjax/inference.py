@@ -1,0 +1,82 @@
+"""A state applied and not changed: samples drawn from it, and its discriminator's judgement of held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from psgjax import networks, objectives, spectral
+from psgjax.config import Config
+from psgjax.step import Stream, TrainState, build, draw_latents, scale
+
+Tree = Any
+
+_BATCH = 500  # images a generator drawn in one call: bounds its memory
+
+
+def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """`sample(state, latents [K, B, latent_size]) -> images [K, B, H, W, C]` in [-1, 1], float32.
+
+    In evaluation mode: running batch statistics, and the average of the parameters where one is kept.
+    """
+    generator, _ = build(config, image_shape)
+
+    def sample(state: TrainState, latents: jax.Array) -> jax.Array:
+        g = state.generators
+        params = g.average if config.optimizer.average_decay else g.params
+
+        def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> jax.Array:
+            variables = {"params": params, "batch_stats": batch_stats}
+            return jnp.asarray(generator.apply(variables, latents, train=False))
+
+        return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
+
+    return jax.jit(sample)
+
+
+def make_artist(
+    config: Config, image_shape: tuple[int, int, int]
+) -> Callable[[TrainState, jax.Array, int], list[jax.Array]]:
+    """`draw(state, key, count) -> batches`: `count` images of each generator, uint8 [K, <= 500, H, W, C] each, in evaluation mode.
+
+    The same for the same key, however many are drawn. Nothing is waited for.
+    """
+    sample = make_sampler(config, image_shape)
+
+    @jax.jit
+    def batch(state: TrainState, key: jax.Array) -> jax.Array:
+        images = sample(state, draw_latents(config, key, _BATCH))
+        return jnp.clip(jnp.rint((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+    def draw(state: TrainState, key: jax.Array, count: int) -> list[jax.Array]:
+        key, starts = jax.random.fold_in(key, Stream.SAMPLES), range(0, count, _BATCH)
+        return [batch(state, jax.random.fold_in(key, start))[:, : count - start] for start in starts]
+
+    return draw
+
+
+def make_judge(
+    config: Config, image_shape: tuple[int, int, int]
+) -> Callable[[TrainState, jax.Array], objectives.Metrics]:
+    """`judge(state, images [B, H, W, C]) -> {"accuracy", "pairwise_accuracy"}` of D on held-out real images against fresh samples.
+
+    The generators in evaluation mode, as they will be sampled; the spectral vectors as they stand.
+    """
+    _, discriminator = build(config, image_shape)
+    sample = make_sampler(config, image_shape)
+
+    def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
+        key = jax.random.fold_in(state.key, Stream.JUDGE)
+        fakes = sample(state, draw_latents(config, key, len(images)))
+        d = state.discriminator
+        params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
+        tuples = jnp.concatenate([fakes, scale(images)[None]])
+        padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
+        flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
+        outputs = flat.reshape(*tuples.shape[:2], -1)
+        return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
+
+    return jax.jit(judge)
