@@ -81,7 +81,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs under the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where (empty: none)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def keep_memory() -> None:

@@ -15,6 +15,7 @@ from psgjax.step import Stream, TrainState, build, draw_latents, scale
 Tree = Any
 
 _BATCH = 500  # images a generator drawn in one call: bounds its memory
+_BLOCK = 100  # held-out images judged at a time, at most: bounds memory too
 
 
 def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
@@ -69,14 +70,22 @@ def make_judge(
     sample = make_sampler(config, image_shape)
 
     def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
-        key = jax.random.fold_in(state.key, Stream.JUDGE)
-        fakes = sample(state, draw_latents(config, key, len(images)))
-        d = state.discriminator
+        key, d = jax.random.fold_in(state.key, Stream.JUDGE), state.discriminator
         params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
-        tuples = jnp.concatenate([fakes, scale(images)[None]])
-        padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
-        flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
-        outputs = flat.reshape(*tuples.shape[:2], -1)
+
+        def outputs_of(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            latents, real = inputs
+            tuples = jnp.concatenate([sample(state, latents), scale(real)[None]])
+            padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
+            flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
+            return flat.reshape(*tuples.shape[:2], -1)
+
+        # In blocks: the activations of all images at once would take more memory than training does.
+        size = max(n for n in range(1, _BLOCK + 1) if len(images) % n == 0)
+        latents = draw_latents(config, key, len(images))
+        blocks = latents.reshape(len(latents), -1, size, latents.shape[-1]).swapaxes(0, 1)
+        outputs = jax.lax.map(outputs_of, (blocks, images.reshape(-1, size, *image_shape)))
+        outputs = outputs.swapaxes(0, 1).reshape(outputs.shape[1], len(images), -1)
         return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
 
     return jax.jit(judge)

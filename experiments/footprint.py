@@ -1,0 +1,181 @@
+"""What a training run costs besides its updates: the time to its first step, and memory.
+
+    python -m experiments.footprint --json results.json      # six minutes on two quiet CPU cores; Linux
+
+Real runs of `python -m experiments.mnist` are started and watched from outside. The first step: seconds from the command to
+the first line of metrics.jsonl, of a run of one step (reference network, batch size 128), with an empty compilation cache
+and with a warm one. Memory: what a run holds at most, less what a process holds that has imported the same and compiled the
+same program, less the data set, the state and the activations as XLA counts them; and whether it grows over 10,000 steps of
+a smaller network.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from typing_extensions import Doc
+
+from experiments import status_of
+from psgjax.config import ConfigError
+from psgjax.tracking import read_lines, write_atomically
+
+_COMMON = ("--methods", "psg", "--data.source", "packaged", "--evaluation-epochs", "0")
+_REFERENCE = ("--network.width", "64", "--batch-size", "128")
+_GROWTH_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the first step and the memory of training."""
+
+    repeats: Annotated[int, Doc("Starts with a warm cache; the median counts.")] = 5
+    json: Annotated[Path | None, Doc("File for what was measured.")] = None
+
+
+def _resident(process: int) -> int:
+    """Bytes of memory that a process holds now; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def watch(arguments: tuple[str, ...], cache: Path) -> list[tuple[float, int, int]]:
+    """Run `experiments.mnist` and look at it every 20 ms until its last line is written: seconds, step in it, resident bytes.
+
+    Raises:
+        ConfigError: If the run fails.
+    """
+    seen = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "experiments.mnist", *_COMMON, *arguments, "--out", f"{folder}/run"]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        target, step = int(arguments[arguments.index("--steps") + 1]), 0
+        while process.poll() is None and step < target:
+            time.sleep(0.02)
+            lines = read_lines(Path(folder, "run", "psg", "metrics.jsonl"))
+            step = lines[-1]["step"] if lines else 0
+            seen.append((time.monotonic() - started, step, _resident(process.pid)))
+        _, errors = process.communicate()
+    if process.returncode:
+        raise ConfigError(f"the run that was measured ended with status {process.returncode}: {errors.strip()[-300:]}")
+    return seen
+
+
+def _compiled(pipe: Connection, arguments: tuple[str, ...]) -> None:
+    """In a process of its own: import and compile what training does, and send what that holds and what XLA counts."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import mnist
+    from psgjax import data, environment, step, training
+
+    environment.use_compilation_cache()
+    environment.keep_memory()
+    options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
+    config = next(iter(mnist.configure(options).values()))
+    dataset = data.load(config.data)
+    config = mnist.complete(options, config, dataset)
+    shape = dataset.images.shape[1:]
+    state = jax.eval_shape(lambda: step.init(config, shape))
+    images = jax.ShapeDtypeStruct(dataset.images.shape, jnp.uint8)
+    program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
+    sizes: Any = program.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    pipe.send((_resident(os.getpid()), held, sizes.temp_size_in_bytes))
+
+
+def compiled(arguments: tuple[str, ...], cache: Path) -> tuple[int, int, int]:
+    """Bytes: resident after importing and compiling; data set and state; activations."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    context = multiprocessing.get_context("spawn")
+    pipe, remote = context.Pipe()
+    process = context.Process(target=_compiled, args=(remote, arguments))
+    process.start()
+    answer = pipe.recv()
+    process.join()
+    return answer
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """All figures: seconds and bytes.
+
+    Raises:
+        ConfigError: If a run fails, or where there is no /proc to read memory from.
+    """
+    if not Path("/proc/self/statm").exists():
+        raise ConfigError("experiments.footprint reads a process's memory from /proc, which only Linux has.")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        one = (*_REFERENCE, "--steps", "1")
+        cold = watch(one, cache)[-1][0]
+        warm = [watch(one, cache)[-1][0] for _ in range(options.repeats)]
+        print(
+            f"first step: {cold:.1f} s with an empty cache, {statistics.median(warm):.1f} s with a warm one", flush=True
+        )
+        many = (*_REFERENCE, "--steps", "300")
+        watch(many, cache)
+        baseline, held, activations = compiled(many, cache)
+        most = max(resident for *_, resident in watch(many, cache))
+        added = most - baseline - held - activations
+        print(
+            f"memory: {most / 1e6:.0f} MB at most, of which {baseline / 1e6:.0f} imported and compiled, "
+            f"{held / 1e6:.0f} data set and state, {activations / 1e6:.0f} activations, {added / 1e6:.0f} besides",
+            flush=True,
+        )
+        seen = watch(("--steps", str(_GROWTH_STEPS)), cache)
+        tenths = [
+            max(resident for _, step, resident in seen if low < 10 * step / _GROWTH_STEPS <= low + 1)
+            for low in range(10)
+        ]
+        print(f"over {_GROWTH_STEPS:,} steps, MB at most in each tenth: {' '.join(f'{t / 1e6:.0f}' for t in tenths)}")
+    return {
+        "first_step_seconds": {"cold": cold, "warm": warm},
+        "memory_bytes": {
+            "most": most,
+            "imported_and_compiled": baseline,
+            "data_set_and_state": held,
+            "activations": activations,
+            "added": added,
+        },
+        "memory_bytes_by_tenth": tenths,
+        "growth_steps": _GROWTH_STEPS,
+    }
+
+
+def run(options: Options) -> None:
+    """Measure, print and keep."""
+    from psgjax.environment import provenance
+
+    load = os.getloadavg()
+    results = measure(options)
+    if options.json:
+        document = {**provenance(), "load_average": {"begin": load, "end": os.getloadavg()}, **results}
+        write_atomically(options.json, json.dumps(document, indent=2) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    return status_of(
+        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.footprint", description=__doc__))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

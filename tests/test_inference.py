@@ -1,0 +1,28 @@
+"""inference.py: a state applied, in blocks, equals the state applied to all at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SHAPE, first_state, tiny
+
+from psgjax import inference, objectives, spectral
+from psgjax import step as stepping
+
+
+@pytest.mark.parametrize(("name", "count"), [("psg", 30), ("sngan", 30), ("mad-gan", 7)])
+def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
+    config, images = tiny(name), np.random.default_rng(1).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    state = first_state(config)
+    monkeypatch.setattr(inference, "_BLOCK", 12)  # 30 images in blocks of 10, 7 in one
+    judged = inference.make_judge(config, SHAPE)(state, images)
+
+    key = jax.random.fold_in(state.key, stepping.Stream.JUDGE)
+    fakes = inference.make_sampler(config, SHAPE)(state, stepping.draw_latents(config, key, count))
+    tuples = jnp.concatenate([fakes, stepping.scale(images)[None]])
+    _, discriminator = stepping.build(config, SHAPE)
+    params, _ = spectral.normalise(state.discriminator.params, state.discriminator.spectral_vectors, 0)
+    outputs = discriminator.apply({"params": params}, tuples.reshape(-1, *SHAPE)).reshape(*tuples.shape[:2], -1)
+    expected = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
+    assert {name: float(value) for name, value in judged.items()} == {k: float(v) for k, v in expected.items()}
+    assert 0 <= float(judged["accuracy"]) <= 1
