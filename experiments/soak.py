@@ -84,10 +84,9 @@ def _wait_and_kill(process: Any, run: Path, draw: random.Random) -> str:
 
 def compare(cut: Path, whole: Path) -> dict[str, int]:
     """Lines lost and doubled in the first run's metrics.jsonl, lines that differ, numbers of the final state with other bits."""
-    import jax
     import numpy as np
 
-    from psgjax import sampling
+    from psgjax import checkpoint, sampling
 
     ours, theirs = (
         [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(run / "metrics.jsonl")]
@@ -95,12 +94,8 @@ def compare(cut: Path, whole: Path) -> dict[str, int]:
     )
     counts, wanted = (Counter(line["step"] for line in lines) for lines in (ours, theirs))
     by_step = {line["step"]: line for line in ours}
-    states = [sampling.load(run)[1] for run in (cut, whole)]
-    pairs = zip(*map(jax.tree.leaves, states), strict=True)
-    raw = [
-        [np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in pair]
-        for pair in pairs
-    ]
+    states = [checkpoint.arrays(sampling.load(run)[1]) for run in (cut, whole)]
+    raw = [(array, states[1][name]) for name, array in states[0].items()]
     return {
         "lines": len(theirs),
         "lines_lost": len(wanted - counts),

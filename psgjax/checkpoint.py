@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
@@ -19,6 +21,23 @@ Progress = dict[str, Any]
 
 class CheckpointError(ConfigError):
     """A checkpoint that does not fit the run that reads it."""
+
+
+def arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """Every leaf of a state by its name, such as generators.params.Dense_0.kernel, in the names' order; keys as their numbers."""
+    found = {
+        _name(path): jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+    return {name: np.asarray(found[name]) for name in sorted(found)}
+
+
+def digest(state: TrainState) -> str:
+    """SHA-256 of a state: name, dtype, shape and bytes of every leaf. Equal where two states are equal bit for bit."""
+    hashed = hashlib.sha256()
+    for name, array in arrays(state).items():
+        hashed.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return hashed.hexdigest()
 
 
 class Checkpoints:

@@ -175,7 +175,7 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, stage: int | None = None, train: bool = True) -> jax.Array:
         """[B, ...] to [B, *shape], unbounded; or what enters one stage to what leaves it."""
         for i in range(self.depth) if stage is None else (stage,):
-            x = x.reshape(len(x), -1)
+            x = x.reshape(x.shape[0], -1)  # (an exported program's batch has no length)
             if i < self.depth - 1:
                 x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"Dense_{i}")(x))
             else:

@@ -255,22 +255,6 @@ def test_overrides_reach_every_method(idx, tmp_path):
     assert len(read_lines(tmp_path / "k3/psg/metrics.jsonl")[0]["branches"]) == 4
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["missing"], "missing holds no run"),
-        (["."], "holds no run"),
-        (["missing", "--count", "0"], "count is 0"),
-        (["missing", "--out", "a.jpg"], "a.jpg must end in .png"),
-    ],
-)
-def test_sampling_what_is_not_there(arguments, message, capsys):
-    assert sampling.main(arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert "\n" not in error
-
-
 def start(idx, out, *more):
     command = [
         sys.executable,

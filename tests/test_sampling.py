@@ -1,0 +1,182 @@
+"""Exported generators give the sampler's numbers without this package; a state's hash sees every bit; mistakes are one line."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SHAPE, first_state, leaves, same, tiny
+from jax import export
+
+from psgjax import sampling, step
+from psgjax.checkpoint import Checkpoints, arrays, digest
+from psgjax.config import Network, Optimizer, to_json
+from psgjax.inference import make_sampler
+
+
+def leave_run(folder, config, state):
+    """What sampling needs of a run."""
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "env.json").write_text(json.dumps({"image_shape": SHAPE}))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(state, {"seconds": 0.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = tiny()
+    return leave_run(tmp_path_factory.mktemp("runs") / "psg", config, first_state(config))
+
+
+# Nothing but jax can be imported here; the README's snippet, for two batch sizes.
+ELSEWHERE = """
+import sys
+sys.modules.update(dict.fromkeys(["psgjax", "flax", "optax", "orbax"]))  # importing them raises
+import jax, numpy
+from jax import export
+with open("psg.stablehlo", "rb") as file:
+    sampler = export.deserialize(bytearray(file.read()))
+for name in ("psgjax", "flax"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise AssertionError(name)
+numpy.savez("images.npz", **{name: sampler.call(latents) for name, latents in numpy.load("latents.npz").items()})
+assert not [name for name, module in sys.modules.items() if name.startswith("psgjax") and module]
+"""
+
+
+def test_an_exported_run_is_sampled_where_this_package_is_not(run, tmp_path):
+    assert sampling.main([str(run), "--export", str(tmp_path / "psg.stablehlo")]) == 0
+    config, state, image_shape = sampling.load(run)
+    draw = np.random.default_rng(0).standard_normal
+    latents = {f"of_{count}": draw((2, count, 6), dtype=np.float32) for count in (1, 5)}
+    np.savez(tmp_path / "latents.npz", **latents)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-I", "-c", ELSEWHERE], cwd=tmp_path, env=environment, check=True)
+    sampler = make_sampler(config, image_shape)
+    with np.load(tmp_path / "images.npz") as images:
+        for name, given in latents.items():
+            assert images[name].dtype == np.float32
+            np.testing.assert_allclose(images[name], sampler(state, given), rtol=0, atol=1e-6)
+            assert images[name].std() > 0
+
+
+def test_one_file_is_lowered_for_every_platform_and_names_no_folder(run, tmp_path):
+    path = tmp_path / "psg.stablehlo"
+    path.write_text("replaced as a whole")
+    assert sampling.main([str(run), "--export", str(path)]) == 0
+    assert os.listdir(tmp_path) == [path.name]
+    exported = export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert str(exported.in_avals) == "(ShapedArray(float32[2,batch,6]),)"
+    assert str(exported.out_avals) == "(ShapedArray(float32[2,batch,8,8,1]),)"
+    module = exported.mlir_module()
+    assert "_platform_index" in module
+    # The forms for a CPU, and the native ones with K generators as the groups of one convolution.
+    assert "feature_group_count = 1" in module
+    assert "feature_group_count = 2" in module
+    calls = [line for line in module.splitlines() if "custom_call" in line]
+    assert all("@shape_assertion" in line for line in calls)  # nothing that only some devices have
+    assert b".py" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny("sngan", network=Network("sngan32", width=2, latent_size=6)),
+        tiny("gan", network=Network("mlp", width=3, latent_size=6)),
+        tiny("gan", optimizer=Optimizer(average_decay=0.5), precision="bfloat16"),
+    ],
+    ids=lambda config: f"{config.network.name}-{config.precision}",
+)
+def test_every_network_is_exported_with_what_is_sampled(config):
+    state = first_state(config)
+    exported = export.deserialize(bytearray(sampling.to_stablehlo(config, state, SHAPE)))
+    latents = jax.random.normal(jax.random.key(0), (1, 3, 6))
+    np.testing.assert_allclose(exported.call(latents), make_sampler(config, SHAPE)(state, latents), rtol=0, atol=1e-6)
+
+
+def test_a_hash_sees_every_bit_of_every_leaf():
+    config = tiny("psg-sn")
+    state = first_state(config)
+    assert digest(state) == digest(jax.tree.map(jnp.copy, state))
+    assert len(arrays(state)) == len(leaves(state))
+    seen = {digest(state)}
+    flat, structure = jax.tree.flatten(state)
+    for i, leaf in enumerate(flat):
+        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        flipped = np.array(jax.random.key_data(leaf) if key else leaf)
+        flipped.reshape(-1).view(np.uint8)[-1] ^= 1 << 7
+        other = jax.random.wrap_key_data(flipped) if key else flipped
+        seen.add(digest(jax.tree.unflatten(structure, [*flat[:i], other, *flat[i + 1 :]])))
+    assert len(seen) == 1 + len(flat)
+    assert digest(first_state(dataclasses.replace(config, seed=1))) not in seen
+
+
+def test_a_hash_does_not_depend_on_how_updates_are_cut(images):
+    config = tiny("gan")
+    program = step.make_run(config, len(images), SHAPE)
+
+    def after(*counts):
+        state = jax.tree.map(jnp.copy, first_state(config))
+        for count in counts:
+            state, _ = program(state, images, jnp.int32(count))
+        return state
+
+    assert digest(after(6)) == digest(after(1, 3, 2)) != digest(after(5))
+
+
+def test_verify_prints_the_hash_of_the_last_state(run, tmp_path, capsys):
+    config, state, _ = sampling.load(run)
+    copy = leave_run(tmp_path / "copy", config, state)
+    other = leave_run(tmp_path / "other", config, first_state(dataclasses.replace(config, seed=1)))
+    assert same(state, first_state(config))
+    for folder in (run, copy, other):
+        assert sampling.main([str(folder), "--verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{digest(first_state(config))}  step 0 of {run}"
+    hashes = [line.split()[0] for line in lines]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "missing holds no run"),
+        (["."], "holds no run"),
+        (["missing", "--count", "0"], "count is 0"),
+        (["missing", "--out", "a.jpg"], "a.jpg must end in .png or .npz"),
+        (["missing", "--out", "none/a.png"], "none/a.png lies in a folder that does not exist"),
+        (["missing", "--export", "a.bin"], "a.bin must end in .stablehlo"),
+        (["missing", "--export", "folder.stablehlo"], "--export folder.stablehlo is a folder"),
+        (["missing", "--export", "a.stablehlo", "--verify"], "--export with --verify"),
+        (["missing", "--verify", "--seed", "3"], "--verify with --seed"),
+        (["missing", "--export", "a.stablehlo", "--out", "a.png"], "--export with --out"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.stablehlo").mkdir()
+    assert sampling.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert os.listdir(tmp_path) == ["folder.stablehlo"]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "[" * 100_000, '{"image_shape": [8, 8, "1"]}', "\xff"])
+def test_a_damaged_environment_is_one_line(content, run, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    if content is not None:
+        (tmp_path / "env.json").write_text(content, encoding="latin-1")
+    assert sampling.main([str(tmp_path), "--verify"]) == 2
+    assert "env.json is missing, or its image_shape" in capsys.readouterr().err
