@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -23,16 +25,20 @@ class ConfigError(Exception):
     """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
 
 
+_short = reprlib.Repr()  # what a file holds is quoted in a message, which stays one short line
+_short.maxstring = _short.maxlong = _short.maxother = 80
+
+
 def _check(holds: bool, name: str, given: object, accepted: str) -> None:
     if not holds:
-        raise ConfigError(f"{name} is {given}; it must be {accepted}.")
+        raise ConfigError(f"{name} is {_short.repr(given)}; it must be {accepted}.")
 
 
 def _known(kind: str, name: str, known: tuple[str, ...]) -> str:
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise ConfigError(f"unknown {kind} {name!r}; known are {', '.join(known)}. Did you mean {near[0]!r}?")
+    near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.0)
+    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(known)}. Did you mean {near[0]!r}?")
 
 
 @dataclass(frozen=True)
@@ -328,6 +334,10 @@ def from_json(kind: type[T], text: str) -> T:
     """
     try:
         values = json.loads(text)
+    except RecursionError:
+        raise ConfigError(
+            "the configuration is nested too deeply; it must be a JSON object as this version writes it."
+        ) from None
     except ValueError as error:
         raise ConfigError(f"the configuration is not JSON: {error}.") from None
     return _build(kind, values, "")
@@ -366,23 +376,25 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     label = where.rstrip(".") or "the configuration"
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ConfigError(f"{label} is {value!r}; it must be a JSON object.")
+            raise ConfigError(f"{label} is {_short.repr(value)}; it must be a JSON object.")
         hints = get_type_hints(kind, include_extras=True)
         for name in value:
             _known("setting", name, tuple(hints))
         return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ConfigError(f"{label} is {value!r}; it must be one of {', '.join(map(str, get_args(kind)))}.")
+            raise ConfigError(
+                f"{label} is {_short.repr(value)}; it must be one of {', '.join(map(str, get_args(kind)))}."
+            )
         return value
     if type(None) in get_args(kind):
         return None if value is None else _build(get_args(kind)[0], value, where)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not kind:
-        raise ConfigError(f"{label} is {value!r}; it must be of type {kind.__name__}.")
+        raise ConfigError(f"{label} is {_short.repr(value)}; it must be of type {kind.__name__}.")
     return value
 
 

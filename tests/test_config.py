@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgjax import config as configuration
 from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.training import read_config
 
 BAD = [
     (Method, {"generators": 0}, "method.generators is 0; it must be a whole number of at least 1"),
@@ -77,20 +78,86 @@ def test_json_and_back_is_the_same(config):
     assert configuration.from_json(Config, configuration.to_json(config)) == config
 
 
+LEAVES = [
+    *(None, True, False, 0, 1, -1, 0.5, -0.0, math.nan, math.inf, -math.inf, 2**31, -(2**63), 10**400, 1e308, 5e-324),
+    *("", "psg", "a\nb", "\0", "\ud800", "<script>", "x" * 1000, "__class__", "../..", "1", [], {}, [[]], {"": {}}),
+]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["method", "seed", "data", "dir"]), inner)
-    ),
+    st.sampled_from(LEAVES) | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
 )
 
 
-@given(JSON)
-def test_any_json_is_a_configuration_or_a_clear_error(value):
+def places(tree, path=()):
+    """The path of every value in decoded JSON."""
+    yield path
+    for key in tree if isinstance(tree, dict) else ():
+        yield from places(tree[key], (*path, key))
+
+
+def changed(tree, path, value):
+    return {**tree, path[0]: changed(tree.get(path[0]), path[1:], value)} if path else value
+
+
+@st.composite
+def mutated(draw):
+    """A valid configuration as decoded JSON with other values, or unknown settings, at up to three of its places."""
+    tree = json.loads(configuration.to_json(draw(SETTINGS)))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(tree))))
+        inside = tree
+        for key in path:
+            inside = inside[key]
+        if isinstance(inside, dict) and draw(st.booleans()):
+            path = (*path, draw(st.text() | st.sampled_from(["Seed", "__init__", "x" * 1000])))
+        tree = changed(tree, path, draw(JSON))
+        if not isinstance(tree, dict):
+            break
+    return json.dumps(tree)
+
+
+def check_read(text):
+    """Any text is a configuration that survives the way out and back, or one line."""
     try:
-        configuration.from_json(Config, json.dumps(value))
+        config = configuration.from_json(Config, text)
     except ConfigError as error:
         assert str(error)
+        assert "\n" not in str(error)
+        assert len(str(error)) < 500
+    else:
+        assert configuration.from_json(Config, configuration.to_json(config)) == config
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated() | JSON.map(json.dumps))
+def test_any_json_is_a_configuration_or_a_clear_error(text):
+    check_read(text)
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe{",
+        b"{" * DEEP,
+        b'{"method": ' * DEEP + b"1" + b"}" * DEEP,
+        b'{"seed": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"optimizer": {"learning_rate": ' + b"9" * 4000 + b"}}",
+        b'{"seed": __import__("os")}',
+        b"null",
+    ],
+    ids=range(9),
+)
+def test_any_bytes_are_a_configuration_or_a_clear_error(content, tmp_path):
+    check_read(content.decode("latin-1"))
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="is not a configuration of this version"):
+        read_config(tmp_path)
 
 
 def test_differences_are_named_in_full():
