@@ -21,12 +21,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
 from psgjax import convergence
 from psgjax.config import METHODS, Config, ConfigError, from_json
-from psgjax.tracking import read_lines, write_atomically
+from psgjax.tracking import read_lines, read_picture, write_atomically
 
 # Okabe and Ito's palette, told apart with any colour vision; yellow last, being the weakest on white. Black is D's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
@@ -131,8 +130,8 @@ def _load_one(folder: Path, config: Config) -> Run:
     environment: dict[str, Any] = {}
     snapshots = {}
     try:
-        environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        environment = dict(json.loads((folder / "env.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         warnings.append("env.json is missing or damaged: data and machine are unknown.")
     if warning := (environment.get("data") or {}).get("warning"):
         warnings.append(warning)
@@ -143,11 +142,11 @@ def _load_one(folder: Path, config: Config) -> Run:
     for index in np.linspace(0, len(paths) - 1, min(SNAPSHOTS, len(paths))).round().astype(int):
         path = paths[index]
         try:
-            blocks = np.array_split(imread(path), config.method.generators)
+            blocks = np.array_split(read_picture(path) / 255, config.method.generators)
             # As many columns as rows: fewer images, each large enough to recognise.
             snapshots[int(path.stem.removeprefix("epoch-"))] = [block[:, : len(block)] for block in blocks]
-        except (OSError, ValueError, SyntaxError):  # Pillow's three ways to refuse a file
-            warnings.append(f"samples/{path.name} is damaged.")
+        except ValueError:
+            warnings.append(f"samples/{path.name} is damaged or too large.")
     if not snapshots:
         warnings.append("no samples were saved.")
     summary = convergence.summarise(config.method, lines)
@@ -160,8 +159,12 @@ def _load_one(folder: Path, config: Config) -> Run:
     curves = convergence.curves(config.method, lines)
     evaluations = [(line["epoch"], line["evaluation"]) for line in lines if "evaluation" in line]
     summary["quality"] = evaluations[-1][1] if evaluations else None
-    picture = folder / "neighbours.png"
-    neighbours = imread(picture) if picture.is_file() else None
+    neighbours = None
+    if (folder / "neighbours.png").is_file():
+        try:
+            neighbours = read_picture(folder / "neighbours.png") / 255
+        except ValueError:
+            warnings.append("neighbours.png is damaged or too large.")
     return Run(folder.name, config, environment, lines, curves, summary, evaluations, neighbours, snapshots, warnings)
 
 

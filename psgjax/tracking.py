@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 Line = dict[str, Any]
+
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "WEBP",
+)  # of those that Pillow reads, some start other programs (EPS) or are seldom tested
+_MOST_PIXELS = 2**24  # a file that claims more is not decoded
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -33,10 +42,10 @@ def read_lines(path: Path) -> list[Line]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return lines
 
@@ -81,6 +90,23 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.partial")
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
     partial.replace(path)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A PNG, JPEG, BMP or WebP file of anybody's as uint8 [H, W] or [H, W, 3].
+
+    Raises:
+        ValueError: If it is none, damaged, or of more than 2^24 pixels, which are not decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of size comes later than this limit
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"it is {image.width}x{image.height}; at most {_MOST_PIXELS:,} pixels are read")
+                return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+    except Exception as error:  # a damaged file makes Pillow raise one of a dozen types
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
 
 class ProgressDisplay:

@@ -187,11 +187,15 @@ def train(config: Config, data: Dataset, folder: Path, *, console: Console, stop
 def _keep_environment(path: Path, now: dict[str, Any]) -> None:
     """Write env.json, or add this resumption to it."""
     if path.exists():
-        before = json.loads(path.read_text())
-        if before["data"]["sha256"] != now["data"]["sha256"]:
+        try:
+            before = json.loads(path.read_text())
+            description, sha256 = (str(before["data"][name]) for name in ("description", "sha256"))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise ConfigError(f"{path} is damaged; restore that file, or choose another --out.") from None
+        if sha256 != now["data"]["sha256"]:
             raise ConfigError(
-                f"the training images are not those that {path.parent} began with: then {before['data']['description']} (SHA-256 "
-                f"{before['data']['sha256'][:12]}), now {now['data']['description']} ({now['data']['sha256'][:12]}). "
+                f"the training images are not those that {path.parent} began with: then {description} (SHA-256 "
+                f"{sha256[:12]}), now {now['data']['description']} ({now['data']['sha256'][:12]}). "
                 "Restore them, or choose another --out."
             )
         keys = ("command", "commit", "versions", "device", "started")

