@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,38 +49,48 @@ def _add_bias_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-@jax.custom_vjp
-def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Batch normalisation in training (Ioffe and Szegedy 2015, algorithm 1), computed in float32 or better.
 
     Args:
         x: [..., C], any float type.
         scale: [C].
         bias: [C].
+        axis_name: The axis of a mesh whose devices hold one batch between them, equal parts each. The gradients of scale and
+            bias are this device's part of their sum.
 
     Returns:
         The normalised x, in its type; the batch's mean and (biased) variance [C], through which no gradient flows.
     """
-    return _normalise_forward(x, scale, bias)[0]
+    return _normalise_forward(x, scale, bias, axis_name)[0]
 
 
-def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[tuple, tuple]:
+def _over_devices(axis_name: str | None, x: jax.Array, *sums: jax.Array) -> tuple:
+    """The number of pixels of x, and sums over them, over all devices along the axis."""
     count = x.size // x.shape[-1]
+    return (count * jax.lax.axis_size(axis_name), *jax.lax.psum(sums, axis_name)) if axis_name else (count, *sums)
+
+
+def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> tuple[tuple, tuple]:
     wide = _widened(x)
-    mean = sums(lambda x: x, wide) / count
-    variance = jnp.maximum(0.0, sums(lambda x: x * x, wide) / count - mean * mean)
+    count, total, squares = _over_devices(axis_name, x, sums(lambda x: x, wide), sums(lambda x: x * x, wide))
+    mean = total / count
+    variance = jnp.maximum(0.0, squares / count - mean * mean)
     normalised = normalise_by(x, scale, bias, mean, variance)
     return (normalised, mean, variance), (x, mean, jnp.sqrt(variance + _EPSILON), scale)
 
 
-def _normalise_backward(saved: tuple, grads: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalise_backward(axis_name: str | None, saved: tuple, grads: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, mean, deviation, scale = saved
-    count = x.size // x.shape[-1]
     wide, grad = _widened(x), _widened(grads[0])
     to_bias = sums(lambda g: g, grad)
     to_scale = sums(lambda g, x: g * (x - mean[None]), grad, wide) / deviation
-    slope = _beside(to_scale / deviation / count, x)
-    centred = grad - _beside(to_bias / count, x) - (wide - _beside(mean, x)) * slope
+    count, all_to_scale, all_to_bias = _over_devices(axis_name, x, to_scale, to_bias)
+    slope = _beside(all_to_scale / deviation / count, x)
+    centred = grad - _beside(all_to_bias / count, x) - (wide - _beside(mean, x)) * slope
     return (centred * _beside(scale / deviation, x)).astype(x.dtype), to_scale, to_bias
 
 

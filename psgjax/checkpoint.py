@@ -72,7 +72,8 @@ class Checkpoints:
         """The latest state and its progress, or None where nothing is saved.
 
         Args:
-            like: A state of the run's shapes and dtypes, abstract or not, on the devices that the restored one shall be on.
+            like: A state of the run's shapes and dtypes, abstract or not, with the shardings that the restored one shall have
+                (an abstract one without: the first device), whatever those of the saved one were.
 
         Raises:
             CheckpointError: If what is saved has other shapes or dtypes (Orbax would cast the latter silently).
@@ -80,8 +81,10 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first), like
+        )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
         self._check(step, target)
         restored = self._manager.restore(step, args=items)

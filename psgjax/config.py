@@ -267,6 +267,20 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """How the devices share the work (`sharding.py`); the results are the same on every mesh."""
+
+    replica: Annotated[int, Doc("Parts that the independent runs are split into; 0 to choose.")] = 0
+    generator: Annotated[int, Doc("Parts that the generators are split into; 0 to choose.")] = 0
+    data: Annotated[int, Doc("Parts that a batch and the data set are split into; 0 to choose.")] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse negative sizes."""
+        for name in ("replica", "generator", "data"):
+            _check(getattr(self, name) >= 0, f"mesh.{name}", getattr(self, name), "a whole number, 0 to choose")
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run of one method. Everything that decides its result, and nothing else."""
 

@@ -63,6 +63,7 @@ class BatchNorm(nn.Module):
     """`flax.linen.BatchNorm` with this package's faster sums: the same parameters, statistics and numbers, in float32."""
 
     momentum: float = 0.9
+    axis_name: str | None = None  # the axis of a mesh that the batch is split over
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -74,7 +75,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         if not train:
             return channels.normalise_by(x, scale, bias, mean.value, variance.value)
-        x, *batch = channels.normalise(x, scale, bias)
+        x, *batch = channels.normalise(x, scale, bias, self.axis_name)
         if not self.is_initializing():
             for running, new in zip((mean, variance), batch, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
@@ -94,13 +95,14 @@ class ConvGenerator(nn.Module):
     hidden: tuple[int, ...] = ()
     last_conv: bool = False
     dtype: Any = None
+    axis_name: str | None = None  # the axis of a mesh that the batch is split over
 
     @nn.compact
     def __call__(self, latents: jax.Array, train: bool = True) -> jax.Array:
         """Latents [B, latent_size] to images [B, H, W, C] in [-1, 1]; `train` uses and updates batch statistics."""
 
         def activate(x: jax.Array) -> jax.Array:
-            return nn.relu(BatchNorm()(x, train))
+            return nn.relu(BatchNorm(axis_name=self.axis_name)(x, train))
 
         x = latents
         for features in self.hidden:
@@ -189,9 +191,15 @@ Discriminator = ConvDiscriminator | MLP
 
 
 def build(
-    network: Network, image_shape: tuple[int, int, int], outputs: int, dtype: Any = None
+    network: Network,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: Any = None,
+    axis_name: str | None = None,
 ) -> tuple[Generator, Discriminator]:
     """The generator and the discriminator of that name, for images of `image_shape` [H, W, C].
+
+    With `axis_name`, batch statistics are those of the whole batch that the devices along that axis of a mesh hold.
 
     Raises:
         ConfigError: If the layers do not fit images of that size.
@@ -205,7 +213,7 @@ def build(
             raise ConfigError(
                 f"network.name sngan32 takes images of at most 32x32, not {height}x{width}; use another network."
             )
-        generator = ConvGenerator((32, 32, colours), (8 * base, 4 * base, 2 * base, base), last_conv=True, dtype=dtype)
+        generator = ConvGenerator((32, 32, colours), (8 * base, 4 * base, 2 * base, base), (), True, dtype, axis_name)
         pairs = [(base * n, size, stride) for n in (1, 2, 4) for size, stride in ((3, 1), (4, 2))]
         return generator, ConvDiscriminator((*pairs, (8 * base, 3, 1)), slope=0.1, outputs=outputs, dtype=dtype)
     if height % 4 or width % 4:
@@ -214,7 +222,7 @@ def build(
         )
     hidden = (1024,) if network.name == "infogan28" else ()
     layers = ((base, 4, 2), (2 * base, 4, 2))
-    generator = ConvGenerator(image_shape, (2 * base, base), hidden, dtype=dtype)
+    generator = ConvGenerator(image_shape, (2 * base, base), hidden, dtype=dtype, axis_name=axis_name)
     return generator, ConvDiscriminator(layers, hidden, outputs=outputs, dtype=dtype)
 
 

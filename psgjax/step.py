@@ -8,6 +8,7 @@ batches are drawn there by a permutation for each epoch, from a data set that st
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import register_dataclass
 
 from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
+from psgjax.sharding import Shards
 
 Tree = Any
 
@@ -103,10 +106,12 @@ def _optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.Gra
     return adam(rate, config.steps), adam(d_rate, config.steps * config.method.discriminator_steps)
 
 
-def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[networks.Generator, networks.Discriminator]:
+def build(
+    config: Config, image_shape: tuple[int, int, int], axis_name: str | None = None
+) -> tuple[networks.Generator, networks.Discriminator]:
     """The generator and discriminator modules of a run."""
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype)
+    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype, axis_name)
 
 
 def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | None = None) -> TrainState:
@@ -138,6 +143,17 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
     )
 
 
+def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
+    """Where a state lives on a mesh: a `TrainState` with one `NamedSharding` in place of each of its parts.
+
+    It is what `jax.device_put` and `jax.jit` take to put a state on a mesh; `jit(init, out_shardings=...)` makes one there, on
+    several processes too. With `replicas`, of states with a leading axis of replicas.
+    """
+    lead = ("replica",) if replicas else ()
+    whole, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (lead, (*lead, "generator")))
+    return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
+
+
 def _zero_metrics(config: Config) -> Tree:
     count = config.method.generators
     outputs = jnp.zeros((count + 1, 1, objectives.outputs_needed(config.method)))
@@ -145,14 +161,18 @@ def _zero_metrics(config: Config) -> Tree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)
 
 
-def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
+def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards | None = None) -> Step:
     """The update of a method as `step(state, images) -> (state, metrics)`.
 
     `images` is [n, B, H, W, C], uint8, or float in [-1, 1]; n = `method.discriminator_steps`. Pure: it can be jitted, mapped over
     replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`, of the last pass of D.
+
+    With `shards`, the step of one device of a mesh, inside `jax.shard_map`: `images` are its share [n, b, H, W, C], the generators
+    of the state are its own, and everything else is the whole.
     """
     method = config.method
-    generator, discriminator = build(config, image_shape)
+    shards = shards or Shards()
+    generator, discriminator = build(config, image_shape, "data" if shards.data > 1 else None)
     g_optimizer, d_optimizer = _optimizers(config)
     outputs_needed = objectives.outputs_needed(method)
 
@@ -198,17 +218,24 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
 
         return x.reshape(*images.shape[:2], -1), pull_both
 
+    def score_tuples(params: Tree, fakes: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The outputs of generated images [k, b, ...] and real ones [n, ...] from one pass of D: [k, b, O] and [1, n, O]."""
+        outputs = discriminate(params, jnp.concatenate([fakes.reshape(-1, *real.shape[1:]), real]))
+        return outputs[: -len(real)].reshape(*fakes.shape[:2], -1), outputs[None, -len(real) :]
+
     def penalty(params: Tree, fakes: jax.Array, real: jax.Array, key: jax.Array) -> jax.Array:
         """E (|grad D| - 1)^2 on lines between real and generated images (Gulrajani et al. 2017, equation 3)."""
-        t = jax.random.uniform(key, (*fakes.shape[:2], *(1 for _ in fakes.shape[2:])))
+        shape = (method.generators, len(real) * shards.data, *(1 for _ in fakes.shape[2:]))
+        t = shards.own(jax.random.uniform(key, shape))
         between = t * real[None] + (1 - t) * fakes
         slopes = jax.grad(lambda images: score(params, images).sum())(between)
         norms = jnp.sqrt(jnp.sum(slopes**2, axis=tuple(range(2, slopes.ndim))) + 1e-12)
-        return method.gradient_penalty * jnp.mean((norms - 1) ** 2)
+        return method.gradient_penalty * jnp.sum((norms - 1) ** 2) / math.prod(shape)
 
     def update_discriminator(
         old: Discriminator, vectors: spectral.Vectors, grads: Tree, any_selected: jax.Array
     ) -> Discriminator:
+        grads = shards.sum(grads, "generator", "data")
         updates, opt_state = d_optimizer.update(grads, old.opt_state, old.params)
         new = Discriminator(optax.apply_updates(old.params, updates), opt_state, vectors)
         return new if method.gate == "none" else _where(any_selected, new, old)
@@ -223,14 +250,15 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
             new = Generators(params, batch_stats, opt_state, average)
             return new if method.gate == "none" else _where(any_selected, new, old)
 
-        return jax.vmap(one)(old, batch_stats, grads, any_selected)
+        own_selected = shards.part(any_selected, 0, "generator")
+        return jax.vmap(one)(old, batch_stats, shards.sum(grads, "data"), own_selected)
 
     def simultaneous(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """Both sides from one forward pass of the generators and one of D, and one pass back through each where that is enough."""
         latents_key, other_key = _pass_keys(state, 0)
         g, d = state.generators, state.discriminator
         real = networks.pad_to(scale(images[0]), config.network)
-        latents = draw_latents(config, latents_key, len(real))
+        latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
         fakes, pull_generators, batch_stats = jax.vjp(
             lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
         )
@@ -238,11 +266,13 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
             lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
         )
         fake_outputs, pull_fake = score_and_pull(params, fakes)
-        real_outputs, pull_real = jax.vjp(lambda params: score(params, real[None]), params)
-        outputs = jnp.concatenate([fake_outputs, real_outputs])
+        real_part = shards.part(real[None], 1, "generator")
+        real_outputs, pull_real = jax.vjp(lambda params: score(params, real_part), params)
+        outputs = shards.gather(fake_outputs, real_outputs)
         d_slopes, g_slopes, d_any, g_any, metrics = objectives.evaluate(method, outputs, other_key)
-        from_fake, image_slopes = pull_fake(d_slopes[:-1], g_slopes)
-        (from_real,) = pull_real(d_slopes[-1:])
+        d_fake, d_real = shards.split(d_slopes)
+        from_fake, image_slopes = pull_fake(d_fake, shards.own(g_slopes))
+        (from_real,) = pull_real(d_real)
         (d_grads,) = pull_norm(jax.tree.map(jnp.add, from_fake, from_real))
         if method.loss == "wasserstein":
             extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
@@ -265,14 +295,15 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
             index, batch = inputs
             real = networks.pad_to(scale(batch), config.network)
             latents_key, other_key = _pass_keys(state, index)
-            latents = draw_latents(config, latents_key, len(real))
+            latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
             fakes, _ = generate(g.params, g.batch_stats, latents)
             params, pull_norm, vectors = jax.vjp(
                 lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
             )
-            outputs, pull = jax.vjp(lambda params: score(params, jnp.concatenate([fakes, real[None]])), params)
-            d_slopes, _, d_any, _, _ = objectives.evaluate(method, outputs, other_key)
-            (grads,) = pull_norm(*pull(d_slopes))
+            real_part = shards.part(real, 0, "generator")
+            outputs, pull = jax.vjp(lambda params: score_tuples(params, fakes, real_part), params)
+            d_slopes, _, d_any, _, _ = objectives.evaluate(method, shards.gather(*outputs), other_key)
+            (grads,) = pull_norm(*pull(shards.split(d_slopes)))
             if method.loss == "wasserstein":
                 extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
                     d.params
@@ -285,15 +316,15 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
 
         real = networks.pad_to(scale(images[-1]), config.network)
         latents_key, other_key = _pass_keys(state, method.discriminator_steps)
-        latents = draw_latents(config, latents_key, len(real))
+        latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
         fakes, pull_generators, batch_stats = jax.vjp(
             lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
         )
         params, _ = normalised(d.params, d.spectral_vectors, 0)
         fake_outputs, pull_fake = jax.vjp(lambda images: score(params, images), fakes)
-        outputs = jnp.concatenate([fake_outputs, score(params, real[None])])
+        outputs = shards.gather(fake_outputs, score(params, shards.part(real[None], 1, "generator")))
         _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, other_key)
-        (g_grads,) = pull_generators(*pull_fake(g_slopes))
+        (g_grads,) = pull_generators(*pull_fake(shards.own(g_slopes)))
         return dataclasses.replace(
             state, generators=update_generators(g, batch_stats, g_grads, g_any), discriminator=d
         ), metrics
@@ -309,7 +340,11 @@ def make_step(config: Config, image_shape: tuple[int, int, int]) -> Step:
 
 
 def make_run(
-    config: Config, train_images: int, image_shape: tuple[int, int, int], replicas: bool = False
+    config: Config,
+    train_images: int,
+    image_shape: tuple[int, int, int],
+    replicas: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> jax.stages.Wrapped:
     """Many updates as one program: `run(state, images, updates) -> (state, sums)`, jitted; the state given is donated.
 
@@ -319,8 +354,12 @@ def make_run(
     many to make: a number at run time, so that nothing is compiled twice; they must not cross the end of an epoch. The order of the
     images in an epoch is a permutation that follows from the seed and the epoch. `sums` holds the metrics added up since the
     epoch's beginning, so that results do not depend on how an epoch is cut into calls.
+
+    With a `mesh` (`sharding.make_mesh`), spread over its devices: the state lies as `layout` says, the images as
+    `sharding.place_images` puts them. The results are those of one device, up to the rounding of sums.
     """
-    step = make_step(config, image_shape)
+    shards = Shards() if mesh is None else Shards(mesh.shape["generator"], mesh.shape["data"])
+    step = make_step(config, image_shape, shards)
     per_step = (config.method.discriminator_steps, config.batch_size)
     per_epoch = config.steps_per_epoch(train_images)
 
@@ -333,7 +372,7 @@ def make_run(
             chosen = jax.lax.dynamic_slice_in_dim(
                 order, position * per_step[0] * per_step[1], per_step[0] * per_step[1]
             )
-            batch = images[chosen].reshape(*per_step, *images.shape[1:])
+            batch = shards.pick(images, chosen.reshape(per_step))
             before = jax.tree.map(lambda total: jnp.where(position == 0, 0.0, total), state.metrics)
             state, metrics = step(state, batch)
             return dataclasses.replace(state, metrics=jax.tree.map(jnp.add, before, metrics))
@@ -342,4 +381,9 @@ def make_run(
         return state, jax.tree.map(jnp.copy, state.metrics)
 
     mapped = jax.vmap(run, in_axes=(0, None, None)) if replicas else run
+    if mesh is not None:
+        # Each device runs its own share as a whole: an axis that convolutions are unrolled over must not be cut under them.
+        specs = jax.tree.map(lambda sharding: sharding.spec, layout(mesh, replicas))
+        inputs, outputs = (specs, PartitionSpec("data"), PartitionSpec()), (specs, specs.metrics)
+        mapped = jax.shard_map(mapped, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options())

@@ -1,0 +1,157 @@
+"""One update spread over many devices: the mesh, what each device holds, and the few sums and exchanges between them.
+
+A mesh has three axes. `replica` spreads independent runs, `generator` the K generators, `data` the batch and the data set. Every
+device of a replica keeps the whole discriminator. It draws images from its own generators for its share of the batch, scores these
+and its part of the real images, and shares the scores, which are small: the objectives then see them whole, on every device. Random
+numbers are drawn whole as well, and cut, so that a run is the same run on any mesh.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from psgjax.config import Config, ConfigError, Mesh
+
+Tree = Any
+
+AXES = ("replica", "generator", "data")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How many devices share the K generators and the batch of B, and the exchanges between them; on one device, none.
+
+    A device holds k = K / generator generators and b = B / data images of each batch.
+    """
+
+    generator: int = 1
+    data: int = 1
+
+    def _shared(self, axes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(axis for axis in axes if getattr(self, axis) > 1)
+
+    def sum(self, tree: Tree, *axes: str) -> Tree:
+        """Sum of every leaf over the devices along those axes of the mesh."""
+        shared = self._shared(axes)
+        return lax.psum(tree, shared) if shared else tree
+
+    def part(self, x: jax.Array, dimension: int, *axes: str) -> jax.Array:
+        """This device's part of x along one dimension, which is split over those axes of the mesh."""
+        shared = self._shared(axes)
+        if not shared:
+            return x
+        size = x.shape[dimension] // math.prod(getattr(self, axis) for axis in shared)
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(shared) * size, size, dimension)
+
+    def own(self, x: jax.Array) -> jax.Array:
+        """What belongs to this device's generators and images: [K, B, ...] -> [k, b, ...]."""
+        return self.part(self.part(x, 0, "generator"), 1, "data")
+
+    def split(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What belongs to this device of whole tuples [K + 1, B, ...]: [k, b, ...] generated and [1, b / generator, ...] real."""
+        return self.own(x[:-1]), self.part(x[-1:], 1, "data", "generator")
+
+    def gather(self, fake: jax.Array, real: jax.Array) -> jax.Array:
+        """The reverse of `split`: the outputs [k, b, O] and [1, b / generator, O] of every device as whole tuples [K + 1, B, O]."""
+        if not self._shared(("data", "generator")):
+            return jnp.concatenate([fake, real])
+        outputs = jnp.concatenate([fake.reshape(-1, fake.shape[2]), real[0]])
+        outputs = lax.all_gather(outputs, ("data", "generator")).reshape(self.data, self.generator, *outputs.shape)
+        count = fake.shape[0] * fake.shape[1]
+        every_fake = outputs[:, :, :count].reshape(*outputs.shape[:2], *fake.shape).transpose(1, 2, 0, 3, 4)
+        every_fake = every_fake.reshape(self.generator * fake.shape[0], -1, fake.shape[2])
+        return jnp.concatenate([every_fake, outputs[:, :, count:].reshape(1, -1, fake.shape[2])])
+
+    def pick(self, images: jax.Array, chosen: jax.Array) -> jax.Array:
+        """This device's share of the chosen images: every device gives those that it holds, [N / data, ...] of N.
+
+        Args:
+            images: The part of the data set that this device holds, [N / data, H, W, C].
+            chosen: Which images of the whole set make up n batches, int32 [n, B].
+
+        Returns:
+            [n, b, H, W, C]; the same images in the same order on every mesh.
+        """
+        if self.data == 1:
+            return images[chosen.reshape(-1)].reshape(*chosen.shape, *images.shape[1:])
+        rows = chosen - lax.axis_index("data") * len(images)
+        held = (rows >= 0) & (rows < len(images))
+        found = images[jnp.where(held, rows, 0)]
+        found = jnp.where(held.reshape(*held.shape, *(1 for _ in images.shape[1:])), found, jnp.zeros_like(found))
+        return lax.psum_scatter(found, "data", scatter_dimension=1, tiled=True)
+
+
+def mesh_sizes(settings: Mesh, config: Config, replicas: int, devices: int) -> tuple[int, int, int]:
+    """Into how many parts replicas, generators and data are split on so many devices: all of them, or as many as are asked for.
+
+    A size left to be chosen prefers `replica`, whose parts need nothing of each other, then `generator`, then `data`.
+
+    Raises:
+        ConfigError: If there is no such mesh, with the nearest that works.
+    """
+    generators, batch = config.method.generators, config.batch_size
+    asked = (settings.replica, settings.generator, settings.data)
+    count = math.prod(asked) or devices
+    working = [
+        (r, g, d)
+        for r in _divisors(replicas)
+        for g in _divisors(generators)
+        for d in _divisors(batch)
+        if batch % (g * d) == 0 and r * g * d <= min(count, devices)
+    ]
+
+    def kept(sizes: tuple[int, int, int]) -> int:
+        return sum(given in (0, size) for given, size in zip(asked, sizes, strict=True))
+
+    best = max(working, key=lambda sizes: (math.prod(sizes), kept(sizes), sizes))
+    if math.prod(best) != count or kept(best) < 3:
+        given = " x ".join(f"{axis} {size or 'any'}" for axis, size in zip(AXES, asked, strict=True))
+        nearest = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, best, strict=True))
+        raise ConfigError(
+            f"no mesh of {given} fits {devices} device(s): replica must divide the {replicas} replica(s), generator the "
+            f"{generators} generator(s), and generator times data the batch size {batch}. The nearest that works has "
+            f"{math.prod(best)} device(s): {nearest}."
+        )
+    return best
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def make_mesh(settings: Mesh, config: Config, replicas: int = 1) -> jax.sharding.Mesh:
+    """A mesh of `mesh_sizes` over the devices of all processes.
+
+    Raises:
+        ConfigError: If there is no such mesh, or it leaves out devices while there are several processes.
+    """
+    devices = jax.devices()
+    sizes = mesh_sizes(settings, config, replicas, len(devices))
+    count = math.prod(sizes)
+    if count < len(devices) and jax.process_count() > 1:
+        raise ConfigError(
+            f"a mesh of {count} devices leaves out {len(devices) - count} of those that {jax.process_count()} processes have; "
+            "every process must take part: choose sizes whose product is the number of devices, or start fewer processes."
+        )
+    return jax.make_mesh(sizes, AXES, (jax.sharding.AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def place_images(images: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    """The data set [N, H, W, C], split over `data`, with zeros behind it to divide; each process places its own part."""
+    padding = -len(images) % mesh.shape["data"]
+    shape = (len(images) + padding, *images.shape[1:])
+
+    def rows(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(shape[0])
+        found = images[start:stop]
+        return np.pad(found, ((0, stop - start - len(found)), *((0, 0) for _ in shape[1:])))
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, PartitionSpec("data")), rows)
