@@ -234,13 +234,13 @@ def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size:
     ).transpose(1, 2, 0, 3)
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options(platform: str | None = None) -> dict[str, str]:
     """Options of `jax.jit` for programs with convolutions: on a CPU, XLA's own ones, not YNNPACK's, half as long again at work.
 
-    Empty elsewhere, and where jaxlib has no such option.
+    Empty elsewhere, and where jaxlib has no such option. The platform is the default one where none is given.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    return options if jax.default_backend() == "cpu" and _accepted(tuple(options.items())) else {}
+    return options if (platform or jax.default_backend()) == "cpu" and _accepted(tuple(options.items())) else {}
 
 
 @cache

@@ -9,6 +9,7 @@ numbers are drawn whole as well, and cut, so that a run is the same run on any m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,13 +128,15 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def make_mesh(settings: Mesh, config: Config, replicas: int = 1) -> jax.sharding.Mesh:
-    """A mesh of `mesh_sizes` over the devices of all processes.
+def make_mesh(
+    settings: Mesh, config: Config, replicas: int = 1, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh of `mesh_sizes` over the devices of all processes, or over those given.
 
     Raises:
         ConfigError: If there is no such mesh, or it leaves out devices while there are several processes.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(settings, config, replicas, len(devices))
     count = math.prod(sizes)
     if count < len(devices) and jax.process_count() > 1:

@@ -154,6 +154,25 @@ def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
     return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
 
 
+def abstract(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    mesh: jax.sharding.Mesh | None = None,
+    replicas: int | None = None,
+) -> TrainState:
+    """A state without its numbers: shapes and dtypes, where it lives on a mesh, and with a leading axis of so many replicas."""
+    state = jax.eval_shape(lambda: init(config, image_shape))
+    if replicas is not None:
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), state)
+    if mesh is None:
+        return state
+
+    def place(sharding: NamedSharding, part: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
+
+    return jax.tree.map(place, layout(mesh, replicas is not None), state)
+
+
 def _zero_metrics(config: Config) -> Tree:
     count = config.method.generators
     outputs = jnp.zeros((count + 1, 1, objectives.outputs_needed(config.method)))
@@ -386,4 +405,5 @@ def make_run(
         specs = jax.tree.map(lambda sharding: sharding.spec, layout(mesh, replicas))
         inputs, outputs = (specs, PartitionSpec("data"), PartitionSpec()), (specs, specs.metrics)
         mapped = jax.shard_map(mapped, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options())
+    platform = None if mesh is None else mesh.devices.flat[0].platform
+    return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options(platform))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import SHAPE, first_state, leaves, same, tiny
 
+from experiments import tpu
 from psgjax import sharding
 from psgjax import step as stepping
 from psgjax.checkpoint import Checkpoints
@@ -169,3 +170,25 @@ def test_a_state_is_made_on_its_mesh():
     assert_close(config, jax.device_get((made,)), jax.device_get((spread.first,)))
     kernel = made.generators.params["Dense_0"]["kernel"]
     assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {1}
+
+
+def test_what_a_mesh_should_split_and_does_not_is_named():
+    config = tiny("psg", batch_size=8)
+    mesh = sharding.make_mesh(Mesh(1, 2, 4), config)
+    arguments = stepping.abstract(config, SHAPE), jax.ShapeDtypeStruct((84, *SHAPE), jnp.uint8)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def compiled(*shardings):
+        return (
+            jax.jit(lambda state, images: (state.step, images[0]), in_shardings=shardings, keep_unused=True)
+            .lower(*arguments)
+            .compile()
+        )
+
+    good = compiled(stepping.layout(mesh), split)
+    assert tpu.not_split(good, *arguments, mesh) == []
+    bad = dataclasses.replace(stepping.layout(mesh), generators=whole)
+    found = tpu.not_split(compiled(bad, whole), *arguments, mesh)
+    assert len(found) == 1 + len(jax.tree.leaves(arguments[0].generators))
+    assert all(".generators" in name for name in found[:-1])

@@ -1,0 +1,201 @@
+"""Compile the training program for TPUs that are not there, and say what it holds and sends.
+
+    python -m experiments.tpu --topology v5e:2x2 v5e:4x4          # psg and sngan, float32 and bfloat16; extra [tpu]: libtpu
+    python -m experiments.tpu --topology v5e:2x2 v5e:16x16 --methods psg --weak    # a batch that grows with the mesh
+
+Works on any machine where libtpu installs. Prints for each method, precision and topology: seconds to compile, bytes of
+memory on each device and whether they fit, operations of one update on each device, and the collectives of one update with
+their bytes. It fails if an array that the mesh should split is whole on every device. Compiling proves lowering, memory and
+communication. It says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from typing_extensions import Doc
+
+from experiments import status_of
+from psgjax.config import METHODS, Config, ConfigError, Mesh, named_method
+
+_IMAGES, _SHAPE = 60_000, (28, 28, 1)  # MNIST's
+_MEMORY = {
+    "TPU v4": 32,
+    "TPU v5 lite": 16,
+    "TPU v5": 95,
+    "TPU v5p": 95,
+    "TPU v6 lite": 32,
+}  # GiB a device, as published
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compile ahead of time for TPU topologies."""
+
+    topology: Annotated[tuple[str, ...], Doc("TPU topologies, as libtpu names them.")] = ("v5e:2x2", "v5e:4x4")
+    methods: Annotated[tuple[str, ...], Doc("Methods to compile: " + ", ".join(METHODS) + ".")] = ("psg", "sngan")
+    precisions: Annotated[tuple[Literal["float32", "bfloat16"], ...], Doc("Of the layers' arithmetic.")] = (
+        "float32",
+        "bfloat16",
+    )
+    batch_size: Annotated[int, Doc("Images of each kind in an update.")] = 128
+    weak: Annotated[bool, Doc("Batch size for each part of `data`, so that the batch grows with the mesh.")] = False
+    replicas: Annotated[int, Doc("Independent runs trained at once.")] = 1
+    mesh: Mesh = field(default_factory=Mesh)
+    json: Annotated[Path | None, Doc("File for what was found; rewritten after each program.")] = None
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """The collectives of a compiled program: for each kind how many there are, and the bytes of their results on one device."""
+    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
+    for result, kind in re.findall(rf"= (.+?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(", text):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        found[kind]["count"] += 1
+        found[kind]["bytes"] += sum(
+            _BYTES[kind] * math.prod(map(int, filter(None, sizes.split(","))))
+            for kind, sizes in arrays
+            if kind in _BYTES
+        )
+    return dict(found)
+
+
+def compile_for(topology: str, config: Config, options: Options) -> dict[str, Any]:
+    """Compile one training program for a topology and describe it.
+
+    Raises:
+        ConfigError: If libtpu does not know the topology, or no mesh fits it.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from psgjax import sharding, step
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # whatever the plugin raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"no TPU topology {topology!r}: {reason}") from None
+    mesh = sharding.make_mesh(options.mesh, config, options.replicas, devices)
+    if options.weak:
+        config = dataclasses.replace(config, batch_size=config.batch_size * mesh.shape["data"])
+    replicas = options.replicas if options.replicas > 1 else None
+    state = step.abstract(config, _SHAPE, mesh, replicas)
+    rows = _IMAGES + -_IMAGES % mesh.shape["data"]
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    images = jax.ShapeDtypeStruct((rows, *_SHAPE), jnp.uint8, sharding=split)
+    updates = jax.ShapeDtypeStruct((), jnp.int32)
+    program = step.make_run(config, _IMAGES, _SHAPE, replicas is not None, mesh)
+    started = time.monotonic()
+    compiled = program.trace(state, images, updates).lower(lowering_platforms=("tpu",)).compile()
+    seconds = time.monotonic() - started
+    sizes: Any = compiled.memory_analysis()
+    memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    memory += sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
+    kind = mesh.devices.flat[0].device_kind
+    return {
+        "topology": topology,
+        "device": kind,
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "method": config.method_name,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "replicas": options.replicas,
+        "compile_seconds": round(seconds, 1),
+        "bytes_per_device": memory,
+        "fits": memory < _MEMORY[kind] * 2**30 if kind in _MEMORY else None,
+        "operations_per_device": (compiled.cost_analysis() or {}).get("flops"),
+        "collectives": collectives(compiled.as_text()),
+        "not_split": not_split(compiled, state, images, mesh),
+    }
+
+
+def not_split(compiled: Any, state: Any, images: Any, mesh: Any) -> list[str]:
+    """The arrays of which a device holds more than its share: generators, the data set, all that replicas have of their own."""
+    import jax
+
+    arguments = (state, images)
+    found = []
+    shardings = jax.tree.leaves(compiled.input_shardings[0][: len(arguments)])
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(arguments), shardings, strict=True):
+        name = jax.tree_util.keystr(path)
+        wanted = mesh.shape["data"] if leaf is images else mesh.shape["replica"]
+        wanted *= mesh.shape["generator"] if ".generators" in name else 1
+        if math.prod(sharding.shard_shape(leaf.shape)) * wanted > math.prod(leaf.shape):
+            found.append(name)
+    return found
+
+
+def show(result: dict[str, Any]) -> str:
+    """One line of the table."""
+    mesh = "x".join(map(str, result["mesh"].values()))
+    fits = {True: "fits", False: "DOES NOT FIT", None: "memory unknown"}[result["fits"]]
+    sent = ", ".join(
+        f"{found['count']} {kind} ({found['bytes'] / 1e6:.3g} MB)" for kind, found in result["collectives"].items()
+    )
+    operations = result["operations_per_device"]
+    return (
+        f"{result['method']:8}{result['precision']:10}{result['topology']:10}{mesh:>8}{result['batch_size']:8,}"
+        f"{result['compile_seconds']:8.1f} s{result['bytes_per_device'] / 1e6:9.1f} MB  {fits}  "
+        f"{'' if operations is None else f'{operations / 1e9:.3g} GFLOP  '}{sent or 'no collectives'}"
+    )
+
+
+def run(options: Options) -> int:
+    """Compile every program asked for; 1 if an array is whole where it should be split, or does not fit."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # before jax starts: no TPU is looked for
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from psgjax.environment import provenance
+    from psgjax.tracking import write_atomically
+
+    configs = [
+        Config(name, named_method(name), batch_size=options.batch_size, precision=precision)
+        for name in options.methods
+        for precision in options.precisions
+    ]
+    document: dict[str, Any] = {**provenance(), "results": []}
+    try:
+        document["versions"]["libtpu"] = version("libtpu")
+    except PackageNotFoundError:
+        raise ConfigError("libtpu is not installed; get it with: pip install 'psgjax[tpu]'.") from None
+    print(
+        f"{'method':8}{'precision':10}{'topology':10}{'r x g x d':>8}{'batch':>8}{'compile':>10}{'a device':>12}",
+        flush=True,
+    )
+    for topology in options.topology:
+        for config in configs:
+            result = compile_for(topology, config, options)
+            print(show(result), flush=True)
+            document["results"].append(result)
+            if options.json:
+                write_atomically(options.json, json.dumps(document, indent=2) + "\n")
+    whole = sorted({name for result in document["results"] for name in result["not_split"]})
+    if whole:
+        print(f"error: whole on every device, and should be split: {', '.join(whole)}", file=sys.stderr)
+    return int(bool(whole) or any(result["fits"] is False for result in document["results"]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    return status_of(
+        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.tpu", description=__doc__))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
