@@ -1,17 +1,19 @@
 """Train PSG-GAN and SNGAN on MNIST and draw the paper's three figures.
 
     python -m experiments.mnist                     # both methods, under ten minutes on two CPU cores
+    python -m experiments.mnist --seeds 0 1 2 3     # four runs of each, in one program: figures with intervals
     python -m experiments.mnist --preset paper      # 500 epochs of the whole training set: for a GPU
 
-Writes runs/mnist/: report.html, summary.json, figures/ and a folder for each method. Expect digits that a person recognises from
-both methods; the report says which of the paper's claims the run bears out. Run again to resume an interrupted run, or to redraw
-the report of a finished one.
+Writes runs/mnist/: report.html, summary.json, figures/ and a folder for each method, in which each of several seeds has its own.
+Expect digits that a person recognises from both methods; the report says which of the paper's claims the runs bear out. Run again
+to resume an interrupted run, or to redraw the report of a finished one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,7 +70,11 @@ class Options:
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
     steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
     batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
-    seed: Annotated[int, Doc("Every random number of the run follows from it.")] = 0
+    seed: Annotated[int | None, Doc("Every random number of the run follows from it; 0 if not given.")] = None
+    seeds: Annotated[
+        tuple[int, ...] | None,
+        Doc("Several seeds, in place of --seed: trained in one program, each method's figures with intervals."),
+    ] = None
     precision: Annotated[
         Literal["float32", "bfloat16", "tf32"],
         Doc("Of the layers' arithmetic; parameters and losses are float32 always."),
@@ -95,6 +101,12 @@ def configure(options: Options) -> dict[str, Config]:
         raise ConfigError(f"--epochs {options.epochs} and --steps {options.steps} are both given; give one of them.")
     if options.epochs is not None and options.epochs < 1:
         raise ConfigError(f"epochs is {options.epochs}; it must be a whole number of at least 1.")
+    if options.seeds is not None:
+        given = " ".join(map(str, options.seeds))
+        if options.seed is not None:
+            raise ConfigError(f"--seed {options.seed} and --seeds {given} are both given; give one of them.")
+        if not given or len(set(options.seeds)) < len(options.seeds):
+            raise ConfigError(f"--seeds {given or 'names none'}: give one or more, each once.")
     if not options.methods:
         raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
     data = configuration.override(dataclasses.replace(Data(), **preset["data"]), options.data)
@@ -109,7 +121,7 @@ def configure(options: Options) -> dict[str, Config]:
             data=data,
             batch_size=preset["batch_size"] if options.batch_size is None else options.batch_size,
             steps=1 if options.steps is None else options.steps,
-            seed=options.seed,
+            seed=options.seed or 0,
             precision=options.precision,
             evaluation_epochs=epochs if options.evaluation_epochs is None else options.evaluation_epochs,
             evaluation_samples=samples if options.evaluation_samples is None else options.evaluation_samples,
@@ -126,27 +138,27 @@ def complete(options: Options, config: Config, data: Dataset) -> Config:
     return dataclasses.replace(config, steps=steps, data=source, warning=data.info["warning"])
 
 
-def check_out(out: Path, configs: dict[str, Config]) -> None:
+def check_out(out: Path, configs: dict[str, Config], seeds: Sequence[int] = ()) -> None:
     """Refuse an output folder that holds other runs or something else. Writes nothing.
 
     Raises:
-        ConfigError: With the settings that differ, or with what is in the way.
+        ConfigError: With the settings or seeds that differ, or with what is in the way.
     """
-    from psgjax.training import check_folder, read_config
+    from psgjax.runfolder import check_folder, runs_in
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    existing = {path.name: found for path in sorted(out.glob("*/")) if (found := read_config(path)) is not None}
-    if not existing and out.is_dir() and any(out.iterdir()):
+    existing = {path.name: list(found.values()) for path in sorted(out.glob("*/")) if (found := runs_in(path))}
+    if not existing and any(path.is_file() for path in out.rglob("*")):
         raise ConfigError(f"--out {out} is not empty and holds no run; choose another folder, or empty it.")
     for name, config in configs.items():
-        for other_name, other in existing.items():
+        for other_name, (other, *_) in existing.items():
             if (
                 other_name != name
             ):  # methods in one folder are compared in one report: all but the method must be the same
                 check = dataclasses.replace(config, method_name=other.method_name, method=other.method)
-                check_folder(out / other_name, check)
-        check_folder(out / name, config)
+                check_folder(out / other_name, check, seeds)
+        check_folder(out / name, config, seeds)
 
 
 def run(options: Options, console: Console, stop: Stop) -> int:
@@ -157,23 +169,24 @@ def run(options: Options, console: Console, stop: Stop) -> int:
     """
     configs = configure(options)
     from psgjax import data as datasets
-    from psgjax import environment, training
+    from psgjax import environment, runfolder, training
 
     first = next(iter(configs.values()))
-    recorded = [c.data for p in sorted(options.out.glob("*/")) if (c := training.read_config(p)) is not None]
+    recorded = [c.data for path in sorted(options.out.glob("*/")) for c in runfolder.runs_in(path).values()]
     if first.data.source == "auto" and recorded:  # a run goes on with the source that it began with
         first = dataclasses.replace(first, data=dataclasses.replace(first.data, source=recorded[0].source))
     data = datasets.load(first.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
     if data.info["warning"]:
         console.print(f"[bold yellow]warning:[/] {data.info['warning']}", highlight=False, soft_wrap=True)
     configs = {name: complete(options, config, data) for name, config in configs.items()}
-    check_out(options.out, configs)
+    seeds = options.seeds or ()
+    check_out(options.out, configs, seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
     environment.keep_memory()
 
     for name, config in configs.items():
-        outcome = training.train(config, data, options.out / name, console=console, stop=stop)
+        outcome = training.train(config, data, options.out / name, seeds=seeds, console=console, stop=stop)
         if not outcome.finished:
             console.print(
                 f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on",

@@ -273,7 +273,7 @@ def check_out(out: Path, configs: dict[str, list[Config]]) -> None:
     Raises:
         ConfigError: With the settings that differ, or with what is in the way.
     """
-    from psgjax.training import check_folder
+    from psgjax.runfolder import check_folder
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")

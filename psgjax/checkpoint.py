@@ -57,13 +57,27 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def wait(self) -> None:
+        """Return when the save under way is complete."""
+        self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """The steps whose states are saved."""
+        return list(self._manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Delete the states of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Save in the background; a step that is saved already is left as it is. The state may be donated at once."""
         step = int(state.step)
-        if step not in self._manager.all_steps():
+        if step not in self.steps():
             copied = jax.tree.map(jnp.copy, state)
             items = ocp.args.Composite(state=ocp.args.StandardSave(copied), progress=ocp.args.JsonSave(progress))
             self._manager.save(step, args=items)

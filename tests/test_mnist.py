@@ -18,7 +18,7 @@ from conftest import leaves, same
 from PIL import Image
 
 from experiments import mnist
-from psgjax import sampling, training
+from psgjax import runfolder, sampling
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import METHODS, Config, Method, from_json
 from psgjax.step import init
@@ -64,7 +64,7 @@ def timeless(folder):
 
 
 def final_state(folder):
-    config = training.read_config(folder)
+    config = runfolder.read_config(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoints.restore(jax.eval_shape(lambda: init(config, (28, 28, 1))))[0]
 
@@ -132,6 +132,10 @@ BAD = [
     (["--steps", "-5"], "steps is -5"),
     (["--epochs", "0"], "epochs is 0; it must be a whole number of at least 1"),
     (["--epochs", "1", "--steps", "1"], "give one of them"),
+    (["--seed", "0", "--seeds", "0", "1"], "--seed 0 and --seeds 0 1 are both given; give one of them"),
+    (["--seeds", "0", "1", "0"], "--seeds 0 1 0: give one or more, each once"),
+    (["--seeds"], "--seeds names none"),
+    (["--data.dir", "{idx}", "--seeds", "0", "-1"], "seed is -1; it must be a whole number from 0"),
     (["--optimizer.learning-rate", "0"], "learning_rate is 0.0; it must be a finite number above 0"),
     (["--optimizer.learning-rate", "-1e-3"], "learning_rate is -0.001"),
     (["--optimizer.learning-rate", "nan"], "learning_rate is nan"),
@@ -250,7 +254,7 @@ def test_overrides_reach_every_method(idx, tmp_path):
         "k3",
     )
     assert main(*arguments) == 0
-    config = training.read_config(tmp_path / "k3/psg")
+    config = runfolder.read_config(tmp_path / "k3/psg")
     assert (config.method.generators, config.method.gate) == (3, "triplet")
     assert len(read_lines(tmp_path / "k3/psg/metrics.jsonl")[0]["branches"]) == 4
 

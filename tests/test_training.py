@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
 from conftest import SHAPE, same, tiny
 from rich.console import Console
 
+from psgjax import runfolder, training
 from psgjax import step as stepping
-from psgjax import training
 from psgjax.checkpoint import CheckpointError, Checkpoints, digest
 from psgjax.config import ConfigError, Network, Optimizer, to_json
 from psgjax.data import Dataset
@@ -51,8 +52,9 @@ class StopAfter(training.Stop):
         return 2 if self.looks < 0 else 0
 
 
-def train(config, data, folder, stop=None):
-    return training.train(config, data, folder, console=Console(quiet=True), stop=stop or training.Stop())
+def train(config, data, folder, stop=None, seeds=()):
+    stop = stop or training.Stop()
+    return training.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
 
 
 def final_state(config, folder):
@@ -91,6 +93,86 @@ def test_interrupted_and_resumed_equals_uninterrupted(name, data, tmp_path):
     environment = json.loads((tmp_path / "cut/env.json").read_text())
     assert len(environment["resumed"]) == len(outcomes) - 1
     assert environment["versions"]["jax"]
+
+
+@pytest.mark.parametrize("name", ["psg", "sngan"])
+def test_seeds_in_one_program_equal_the_runs_of_each_bit_for_bit(name, data, tmp_path):
+    config = tiny(name, steps=20)
+    assert train(config, data, tmp_path / "together", seeds=(5, 3)) == training.Outcome(20, finished=True)
+    for seed in (3, 5):
+        alone, together = tmp_path / f"{seed}", tmp_path / f"together/seed-{seed}"
+        one = dataclasses.replace(config, seed=seed)
+        train(one, data, alone)
+        assert runfolder.read_config(together) == one
+        assert timeless(together) == timeless(alone)
+        assert same(final_state(one, together), final_state(one, alone))
+        files = [{path.relative_to(run) for path in run.rglob("*.*")} for run in (together, alone)]
+        assert files[0] == files[1]
+        for path in alone.glob("samples/*"):
+            assert path.read_bytes() == (together / "samples" / path.name).read_bytes()
+    assert timeless(tmp_path / "3") != timeless(tmp_path / "5")
+    assert train(config, data, tmp_path / "together", seeds=(5, 3)) == training.Outcome(20, finished=True)
+
+
+def test_seeds_in_one_batch_equal_the_runs_of_each_up_to_rounding(data, tmp_path, monkeypatch):
+    config = tiny("psg", steps=4, batch_size=8)  # one epoch
+    train(config, data, tmp_path / "in-turn", seeds=(0, 1))
+    monkeypatch.setattr(training, "_IN_TURN", ())
+    train(config, data, tmp_path / "batched", seeds=(0, 1))
+    for seed in ("seed-0", "seed-1"):
+        (one,), (other,) = timeless(tmp_path / "batched" / seed), timeless(tmp_path / "in-turn" / seed)
+        chex.assert_trees_all_close(one, other, atol=1e-5)
+        states = [final_state(config, tmp_path / run / seed) for run in ("batched", "in-turn")]
+        chex.assert_trees_all_close(*(s.generators.batch_stats for s in states), rtol=1e-5, atol=1e-6)
+        assert states[0].step.shape == ()
+
+
+def saved(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_seeds_cut_between_two_saves_go_on_from_the_last_common_one(data, tmp_path):
+    config, cut, seeds = tiny("gan", steps=20), tmp_path / "cut", (0, 1)
+    train(config, data, tmp_path / "whole", seeds=seeds)
+    train(config, data, cut, StopAfter(3), seeds)
+    first = saved(cut / "seed-0")
+    shutil.rmtree(cut / f"seed-1/checkpoints/{first[0]}")  # killed in the very first save: all begin again
+    for stop in (7, 7):
+        train(config, data, cut, StopAfter(stop), seeds)
+    assert saved(cut / "seed-0") == saved(cut / "seed-1") == [8, 16]
+    assert [line["step"] for line in timeless(cut / "seed-0")] == [8, 16]
+    shutil.rmtree(cut / "seed-1/checkpoints/16")  # killed after the save of the one and before that of the other
+    assert train(config, data, cut, StopAfter(0), seeds).step == 8
+    assert saved(cut / "seed-0") == saved(cut / "seed-1") == [8]
+    assert [line["step"] for line in timeless(cut / "seed-0")] == [8]
+    assert train(config, data, cut, seeds=seeds) == training.Outcome(20, finished=True)
+    for run in ("seed-0", "seed-1"):
+        assert timeless(cut / run) == timeless(tmp_path / "whole" / run)
+        assert same(final_state(config, cut / run), final_state(config, tmp_path / "whole" / run))
+    shutil.rmtree(cut / "seed-1/checkpoints")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of the same step \(seed-0: \[.*20\]; seed-1: none\)"):
+        train(config, data, cut, seeds=seeds)
+
+
+def test_other_seeds_in_the_folder_are_refused(data, tmp_path):
+    config = tiny("gan", steps=1)
+    train(config, data, tmp_path / "one")
+    train(config, data, tmp_path / "two", seeds=(0, 1))
+    listing = sorted(tmp_path.rglob("*"))
+    for folder, seeds, message in (
+        ("one", (0, 1), "one holds a run of seed 0, asked for is 0 1: .* Choose another --out, or the same seeds"),
+        ("two", (0, 2), "two holds the seeds 0 1, asked for is 0 2"),
+        ("two", (0, 1, 2), "two holds the seeds 0 1, asked for is 0 1 2"),
+        ("two", (), "two holds the seeds 0 1, asked for is 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(config, data, tmp_path / folder, seeds=seeds)
+    with pytest.raises(ConfigError, match="seed-0 holds a run with other settings: batch_size: 4 -> 8"):
+        train(dataclasses.replace(config, batch_size=8), data, tmp_path / "two", seeds=(0, 1))
+    assert sorted(tmp_path.rglob("*")) == listing
+    shutil.rmtree(tmp_path / "two/seed-1")  # killed before the second folder was made
+    shutil.rmtree(tmp_path / "two/seed-0/checkpoints")
+    assert train(config, data, tmp_path / "two", seeds=(0, 1)).finished
 
 
 def test_a_finished_run_is_left_as_it_is(data, tmp_path):
@@ -139,8 +221,8 @@ def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text(to_json(config))
-    hold = "import sys, time, pathlib; from psgjax import training\n"
-    hold += "with training.alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    hold = "import sys, time, pathlib; from psgjax import runfolder\n"
+    hold += "with runfolder.alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=f"in use by process {process.pid} on {socket.gethostname()}; wait"):
