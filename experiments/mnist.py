@@ -28,6 +28,7 @@ from psgjax.config import (
     ConfigError,
     Data,
     DataOverrides,
+    Mesh,
     MethodOverrides,
     Network,
     NetworkOverrides,
@@ -88,6 +89,15 @@ class Options:
     network: NetworkOverrides = field(default_factory=NetworkOverrides)
     optimizer: Optimizer = field(default_factory=Optimizer)
     method: MethodOverrides = field(default_factory=MethodOverrides)
+    mesh: Mesh = field(default_factory=Mesh)
+    distributed: Annotated[
+        bool, Doc("Train with other processes, one a host, that run the same command (docs/scaling.md).")
+    ] = False
+    coordinator: Annotated[
+        str | None, Doc("HOST:PORT of the first process, where the cluster does not tell (with --distributed).")
+    ] = None
+    processes: Annotated[int | None, Doc("How many processes there are, where the cluster does not tell.")] = None
+    process: Annotated[int | None, Doc("The number of this one, from 0, where the cluster does not tell.")] = None
 
 
 def configure(options: Options) -> dict[str, Config]:
@@ -168,8 +178,19 @@ def run(options: Options, console: Console, stop: Stop) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
     """
     configs = configure(options)
+    if not options.distributed:
+        return _train(options, configs, console, stop)
+    from psgjax import sharding
+
+    with sharding.joined(options.coordinator, options.processes, options.process) as first:
+        return _train(options, configs, console if first else Console(quiet=True), stop)
+
+
+def _train(options: Options, configs: dict[str, Config], console: Console, stop: Stop) -> int:
+    import jax
+
     from psgjax import data as datasets
-    from psgjax import environment, runfolder, training
+    from psgjax import environment, runfolder, sharding, training
 
     first = next(iter(configs.values()))
     recorded = [c.data for path in sorted(options.out.glob("*/")) for c in runfolder.runs_in(path).values()]
@@ -180,13 +201,22 @@ def run(options: Options, console: Console, stop: Stop) -> int:
         console.print(f"[bold yellow]warning:[/] {data.info['warning']}", highlight=False, soft_wrap=True)
     configs = {name: complete(options, config, data) for name, config in configs.items()}
     seeds = options.seeds or ()
-    check_out(options.out, configs, seeds)
-    options.out.mkdir(parents=True, exist_ok=True)
+    spread = jax.device_count() > 1 or options.mesh != Mesh()
+    meshes = {
+        name: sharding.make_mesh(options.mesh, config, len(seeds) or 1) if spread else None
+        for name, config in configs.items()
+    }
+    writes = jax.process_index() == 0
+    if writes:
+        check_out(options.out, configs, seeds)
+        options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
     environment.keep_memory()
 
     for name, config in configs.items():
-        outcome = training.train(config, data, options.out / name, seeds=seeds, console=console, stop=stop)
+        outcome = training.train(
+            config, data, options.out / name, seeds=seeds, mesh=meshes[name], console=console, stop=stop
+        )
         if not outcome.finished:
             console.print(
                 f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on",
@@ -194,6 +224,8 @@ def run(options: Options, console: Console, stop: Stop) -> int:
                 soft_wrap=True,
             )
             return 128 + stop.signal
+    if not writes:
+        return 0
     from psgjax import report
 
     console.print(f"report: {report.write(options.out)}", highlight=False, soft_wrap=True)

@@ -45,7 +45,15 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         """Open the folder, which keeps so many states, and clear away what an interrupted save left there."""
-        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), cleanup_tmp_directories=True)
+        # Of several processes the first alone reads and writes: Orbax must not wait for the others.
+        alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="psgjax")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestN(keep),
+            cleanup_tmp_directories=True,
+            create=False,
+            **({"multiprocessing_options": alone} if jax.process_count() > 1 else {}),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 

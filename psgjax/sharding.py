@@ -9,14 +9,19 @@ numbers are drawn whole as well, and cut, so that a run is the same run on any m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from psgjax.config import Config, ConfigError, Mesh
@@ -24,6 +29,8 @@ from psgjax.config import Config, ConfigError, Mesh
 Tree = Any
 
 AXES = ("replica", "generator", "data")
+_COMING_SECONDS = 300  # how long a process waits for the others to begin
+_SILENT_SECONDS = 30  # after so long without a sign of life a process counts as dead
 
 
 @dataclass(frozen=True)
@@ -158,3 +165,67 @@ def place_images(images: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
         return np.pad(found, ((0, stop - start - len(found)), *((0, 0) for _ in shape[1:])))
 
     return jax.make_array_from_callback(shape, NamedSharding(mesh, PartitionSpec("data")), rows)
+
+
+def gathered(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """A tree of arrays on a mesh, whole, on one device of this process. Nothing is waited for; all processes must call it."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+@contextmanager
+def joined(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[bool]:
+    """Train with other processes within this context; it gives whether this is the first, the one that writes.
+
+    To be entered before anything asks for a device. When this process fails it ends at once, so that the others do not wait for
+    it; when another ends, this one says so and ends with status 1.
+
+    Args:
+        coordinator: HOST:PORT of the first process. Found out, with the other two, under SLURM, Kubernetes and on Cloud TPUs.
+        processes: How many there are.
+        process: The number of this one, from 0.
+
+    Raises:
+        ConfigError: If the others cannot be found or do not come.
+    """
+    given = (coordinator, processes, process)
+    if None in given and given != (None, None, None):
+        raise ConfigError(
+            f"--coordinator {coordinator} --processes {processes} --process {process}: give all three, or none of them where "
+            "the cluster tells."
+        )
+    try:
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=_COMING_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_SILENT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the other processes were not found: {reason} Give --coordinator HOST:PORT --processes N --process I, all three."
+        ) from None
+    try:
+        yield jax.process_index() == 0
+    except (ConfigError, OSError) as error:
+        _end(str(error), 2)
+    except jax.errors.JaxRuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        _end(f"another process has ended ({reason}); start all of them again to go on from the last checkpoint", 1)
+    except Exception as error:
+        traceback.print_exc()
+        _end(f"{type(error).__name__}: {error}", 1)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    """End this process now: an ordinary exit would wait for the others first, and abort when they do not come."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def agreed(*values: int) -> tuple[int, ...]:
+    """Numbers that all processes go on with: the greatest that any has of each."""
+    if jax.process_count() == 1:
+        return values
+    return tuple(map(int, multihost_utils.process_allgather(np.array(values)).max(0)))

@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import register_dataclass
 
@@ -152,6 +154,19 @@ def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
     lead = ("replica",) if replicas else ()
     whole, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (lead, (*lead, "generator")))
     return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
+
+
+def placed(state: TrainState, mesh: jax.sharding.Mesh, replicas: bool = False) -> TrainState:
+    """A state put on a mesh as `layout` says; with several processes the first one's, whatever the others give."""
+    numbers = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    numbers = jax.tree.map(np.asarray, numbers)
+    if jax.process_count() > 1:
+        numbers = multihost_utils.broadcast_one_to_all(numbers)
+
+    def wrap(numbers: TrainState) -> TrainState:
+        return dataclasses.replace(numbers, key=jax.random.wrap_key_data(numbers.key))
+
+    return jax.jit(wrap, out_shardings=layout(mesh, replicas))(numbers)
 
 
 def abstract(

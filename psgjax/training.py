@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from psgjax.config import Config
+from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import device_name, forecast
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
 from psgjax.runfolder import RunFolder, check_folder, layout, opened, restore
-from psgjax.step import Stream, TrainState, draw_latents, init, make_run
+from psgjax.sharding import agreed, gathered, place_images
+from psgjax.step import Stream, TrainState, draw_latents, init, make_run, placed
 from psgjax.tracking import Line, ProgressDisplay, duration, image_grid, write_png
 
 Tree = Any
@@ -90,17 +91,26 @@ def _unstack(tree: Tree, count: int) -> list[Tree]:
 
 
 def train(
-    config: Config, data: Dataset, folder: Path, *, seeds: Sequence[int] = (), console: Console, stop: Stop
+    config: Config,
+    data: Dataset,
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (),
+    mesh: jax.sharding.Mesh | None = None,
+    console: Console,
+    stop: Stop,
 ) -> Outcome:
     """Train one run, or one for each seed together, to the end, from the last checkpoint if there is one.
 
-    On a CPU each of several runs has the bits that it would have alone; elsewhere, in one batch, the same up to rounding.
+    On one CPU each of several runs has the bits that it would have alone; elsewhere, in one batch, the same up to rounding. Of
+    several processes that train together all call this; the first reads and writes the folder.
 
     Args:
         config: The run; the folder must be free or hold this very run, or these (`check_folder`).
         data: What it trains on and is judged by.
         folder: Receives config.json, env.json, metrics.jsonl, checkpoints/ and samples/; with seeds, seed-N/ for each does.
         seeds: In place of the configuration's one.
+        mesh: The devices to spread over (`sharding.make_mesh`); one device where none is given.
         console: Where progress is shown.
         stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
 
@@ -108,29 +118,34 @@ def train(
         ConfigError: If the folder holds another run, another process trains it, or the data are not those it began with.
         Diverged: If a loss is not finite; the last good checkpoint stays.
     """
-    check_folder(folder, config, seeds)
+    fingerprint = int(data.info["sha256"][:7], 16)
+    if agreed(fingerprint, -fingerprint) != (fingerprint, -fingerprint):
+        raise ConfigError(f"the processes read different training images; this one {data.info['description']}.")
+    writes = jax.process_index() == 0
+    if writes:
+        check_folder(folder, config, seeds)
     per_epoch = config.steps_per_epoch(len(data.images))
     start = partial(init, config, data.images.shape[1:])
     with ExitStack() as stack:
         wanted = layout(folder, config, seeds)
-        runs = [stack.enter_context(opened(path, each, data)) for path, each in wanted.items()]
-        name = config.method_name + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
-        found = restore(runs, jax.eval_shape(start))
+        runs = [stack.enter_context(opened(path, each, data)) for path, each in wanted.items() if writes]
+        name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
+        found = restore(runs, jax.eval_shape(start)) if runs else []
         if found:
             states, seconds = [state for state, _ in found], max(progress["seconds"] for _, progress in found)
         else:
-            states, seconds = [jax.jit(start)(jax.random.key(run.config.seed)) for run in runs], 0.0
-        step = int(states[0].step)
+            states, seconds = [jax.jit(start)(jax.random.key(each.seed)) for each in wanted.values()], 0.0
+        (step,) = agreed(int(states[0].step))
         if step == config.steps:
             console.print(f"{name}: finished already, {step:,} steps", highlight=False)
             return Outcome(step, finished=True)
-        return _Loop(config, data, name, runs, console, stop, per_epoch).run(states, step, seconds)
+        return _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch).run(states, step, seconds)
 
 
 class _Loop:
     """One call of `train` with states to continue from.
 
-    All runs take the same program: one after the other, or as one stacked state.
+    All runs take the same program: one after the other, or as one stacked state. Only the first of several processes has `runs`.
     """
 
     def __init__(
@@ -139,17 +154,20 @@ class _Loop:
         data: Dataset,
         name: str,
         runs: list[RunFolder],
+        count: int,
+        mesh: jax.sharding.Mesh | None,
         console: Console,
         stop: Stop,
         per_epoch: int,
     ) -> None:
         self.config, self.data, self.name, self.runs = config, data, name, runs
         self.console, self.stop, self.per_epoch = console, stop, per_epoch
-        self.images = jnp.asarray(data.images)
+        self.count, self.mesh = count, mesh
+        self.images = jnp.asarray(data.images) if mesh is None else place_images(data.images, mesh)
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         image_shape = data.images.shape[1:]
-        self.stacked = len(runs) > 1 and jax.default_backend() not in _IN_TURN
-        self.program = make_run(config, len(data.images), image_shape, self.stacked)
+        self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
+        self.program = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.judge = make_judge(config, image_shape)
         self.sampler = make_sampler(config, image_shape)
@@ -160,13 +178,15 @@ class _Loop:
     def run(self, states: list[TrainState], step: int, seconds: float) -> Outcome:
         config = self.config
         states = [_stack(states)] if self.stacked else states
+        if self.mesh is not None:
+            states = [placed(states[0], self.mesh, self.stacked)]
         lowered = self.program.lower(states[0], self.images, jnp.int32(0))
         self._announce(lowered, config.steps - step, len(states))
         started = time.monotonic() - seconds
-        images_per_step = len(self.runs) * config.batch_size * config.method.discriminator_steps
+        images_per_step = self.count * config.batch_size * config.method.discriminator_steps
         for run in self.runs:
             run.begin(step)
-        if config.evaluation_epochs:
+        if config.evaluation_epochs and self.runs:
             classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
             self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
         pending: Callable[[], None] | None = None
@@ -174,19 +194,22 @@ class _Loop:
         try:
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
                 if step == 0:
-                    for run, own in zip(self.runs, self._own(states), strict=True):
+                    for run, own in zip(self.runs, self._own(states), strict=False):
                         run.picture(0.0, np.asarray(self._grid(own)))
                 program = lowered.compile()
-                while step < config.steps and not self.stop.signal:
+                while step < config.steps:
                     called = time.monotonic()
                     count = min(count, self.per_epoch - step % self.per_epoch, config.steps - step)
+                    count, due, self.stop.signal = agreed(count, called - saved_at > _SAVE_SECONDS, self.stop.signal)
+                    if self.stop.signal:
+                        break
                     results = [program(state, self.images, jnp.int32(count)) for state in states]
                     states, sums = map(list, zip(*results, strict=True))
                     step += count
                     if pending:  # read while the device works on the call just made
                         pending()
                     pending = self._report(states, sums, step, started, display)
-                    if step == config.steps or self.stop.signal or time.monotonic() - saved_at > _SAVE_SECONDS:
+                    if step == config.steps or due:
                         pending()
                         pending = None
                         self._save(states, time.monotonic() - started)
@@ -201,13 +224,14 @@ class _Loop:
         return Outcome(step, finished=step == config.steps)
 
     def _own(self, trees: list[Tree]) -> list[Tree]:
-        """What belongs to each run."""
-        return self.unstack(trees[0], len(self.runs)) if self.stacked else trees
+        """What belongs to each run, on one device."""
+        trees = trees if self.mesh is None else [gathered(trees[0], self.mesh)]
+        return self.unstack(trees[0], self.count) if self.stacked else trees
 
     def _save(self, states: list[TrainState], seconds: float) -> None:
         for run in self.runs:  # each keeps two steps: so one that all have is there at any moment
             run.checkpoints.wait()
-        for run, state in zip(self.runs, self._own(states), strict=True):
+        for run, state in zip(self.runs, self._own(states), strict=False):
             run.checkpoints.save(state, {"seconds": seconds})
 
     def _announce(self, lowered: Any, left: int, calls: int) -> None:
@@ -231,16 +255,16 @@ class _Loop:
     ) -> Callable[[], None]:
         """Ask the device now for what the end of an epoch needs; the function returned waits for it and writes it down."""
         ends = step % self.per_epoch == 0 or step == self.config.steps
-        own = zip(self.runs, self._own(states), strict=True) if ends else ()
+        own = zip(self.runs, self._own(states), strict=False) if ends else ()
         asked = [self._end_epoch(run, state, step) for run, state in own]
 
         def write() -> None:
             totals = jax.device_get(self._own(sums))
-            for run, total in zip(self.runs, totals, strict=True):
+            for total in totals:
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total)):
                     raise Diverged(
                         f"{self.name}: a loss is not finite between the last checkpoint and step {step:,}; the run stopped there "
-                        f"and {run.path} keeps what came before. Try a smaller --optimizer.learning-rate in another --out."
+                        f"and its folder keeps what came before. Try a smaller --optimizer.learning-rate in another --out."
                     )
             for finish, total in zip(asked, totals, strict=False):
                 finish(total, time.monotonic() - started)
