@@ -21,6 +21,7 @@ FINAL_SHARE = 0.10  # a final value is the mean over the last tenth of the epoch
 SMOOTH_SHARE = 0.04  # curves are smoothed over 4 % of the epochs: 20 of the 500 of a full run
 BAND = 0.05  # settled: within 5 % of the final value's magnitude
 LEAST_EPOCHS = 10  # fewer epochs say nothing about convergence
+CONFIDENCE = 0.95  # of the intervals of means over seeds
 
 # The paper's claims about psg and sngan, and how near counts as found again.
 CLAIMED_REDUCTION, ACCEPTED_REDUCTION = 0.40, 0.30  # of the loss gap (abstract)
@@ -170,8 +171,65 @@ def summarise(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def compare(psg: dict[str, Any], sngan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The paper's three claims against two summaries, to which `finished` was added: the figures and a verdict on each.
+def student(freedom: int) -> float:
+    """The bound that a variable of Student's t distribution keeps within, to both sides, in 95 % of cases.
+
+    With t = sqrt(freedom) * tan(angle), the angle's density is proportional to cos(angle)^(freedom - 1).
+    """
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    shares = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    return math.sqrt(freedom) * math.tan(np.interp(CONFIDENCE * shares[-1], shares, angles))
+
+
+def half_width(values: Curve) -> Any:
+    """Half the 95 % interval of the mean over seeds, by Student's t: [S, ...] -> [...]. For one seed 0: it has no interval."""
+    if len(values) == 1:
+        return np.zeros(values.shape[1:])
+    return student(len(values) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(values))
+
+
+class Estimate(float):
+    """A mean over seeds that knows half the width of its 95 % interval."""
+
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate that one value a seed gives."""
+        mean = cls(np.mean(values))
+        mean.half = float(half_width(np.asarray(values, np.float64)))
+        return mean
+
+
+def combine(trees: Sequence[Any]) -> Any:
+    """One tree for all seeds from each one's, such as `summarise` gives: an `Estimate` for each number that differs.
+
+    What is the same for all stays as it is. What some seeds do not have is None: a mean is over all seeds, or there is none.
+    """
+    first = trees[0]
+    if all(tree == first for tree in trees):
+        return first
+    if all(isinstance(tree, dict) for tree in trees):
+        return {key: combine([tree.get(key) for tree in trees]) for key in first}
+    if all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
+        return [combine(items) for items in zip(*trees, strict=True)]
+    if all(isinstance(tree, int | float) for tree in trees):
+        return all(trees) if isinstance(first, bool) else Estimate.of(trees)
+    return None
+
+
+def half_widths(tree: Any) -> Any:
+    """What `combine` gave, as JSON has it, with half its interval in place of each mean and None in place of all else."""
+    if isinstance(tree, dict):
+        return {key: half_widths(item) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [half_widths(item) for item in tree]
+    return tree.half if isinstance(tree, Estimate) else None
+
+
+def compare(psg: Sequence[dict[str, Any]], sngan: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The paper's three claims against the summaries of as many seeds of each, with `finished` added: figures and verdicts.
 
     Nothing can be said of an unfinished run, of too few epochs, or where a value is missing. Otherwise:
 
@@ -180,28 +238,52 @@ def compare(psg: dict[str, Any], sngan: dict[str, Any]) -> dict[str, dict[str, A
     * accuracy is reproduced if both are within 0.05 of chance.
     * convergence_epoch is reproduced if psg's losses settle within 0.8 of the epochs that sngan's take (how many they are
       depends on batch and data), and not if psg's never settle; sngan's alone never settling decides nothing.
+
+    Each is a bound on a mean over seeds, and is met or not if the mean's whole 95 % interval lies on one side of it; one seed has
+    no interval and counts as it is. Losses settle if those of every seed do.
     """
+    runs = [*psg, *sngan]
+
+    def values(*keys: str) -> tuple[Curve, Curve]:
+        """A figure of each seed, [S] of psg and of sngan, NaN for None."""
+        found: list[Any] = runs
+        for key in keys:
+            found = [each[key] for each in found]
+        array = np.array(found, np.float64)
+        return array[: len(psg)], array[len(psg) :]
 
     def judge(holds: bool | None, least_epochs: int, **figures: Any) -> dict[str, Any]:
-        comparable = all(run["finished"] and run["epochs"] >= least_epochs for run in (psg, sngan))
+        comparable = all(run["finished"] and run["epochs"] >= least_epochs for run in runs)
         verdict = {True: "reproduced", False: "not reproduced", None: "cannot be said"}[holds if comparable else None]
         return {"verdict": verdict, **figures}
 
-    gaps = {key: (psg[key], sngan[key]) for key in ("loss_gap", "normalised_loss_gap")}
-    reductions = {
-        key: None if ours is None or not theirs else 1 - ours / theirs for key, (ours, theirs) in gaps.items()
-    }
-    smaller = {None if value is None else value >= ACCEPTED_REDUCTION for value in reductions.values()}
-    accuracies = [(run["accuracy"], run["chance"]) for run in (psg, sngan)]
-    missing = any(accuracy is None for accuracy, _ in accuracies)
-    near = None if missing else all(abs(accuracy - chance) <= NEAR_CHANCE for accuracy, chance in accuracies)
-    ours, theirs = (run["convergence_epoch"]["loss"] for run in (psg, sngan))
-    sooner = False if ours is None else None if theirs is None else ours <= ACCEPTED_RATIO * theirs
+    smaller, reductions = set(), {}
+    for key in ("loss_gap", "normalised_loss_gap"):
+        ours, theirs = values(key)
+        base = theirs.mean() or np.nan
+        reductions[key] = _plain(1 - ours.mean() / base)
+        smaller.add(None if np.isnan(base) else _met((1 - ACCEPTED_REDUCTION) * theirs - ours))
+    accuracy, chances = values("accuracy"), values("chance")
+    excess = [a - c for a, c in zip(accuracy, chances, strict=True)]
+    near = {_met(NEAR_CHANCE + sign * each) for each in excess for sign in (1, -1)}
+    missing = any(np.isnan(each).any() for each in excess)
+    ours, theirs = epochs = values("convergence_epoch", "loss")
+    sooner = False if np.isnan(ours).any() else _met(ACCEPTED_RATIO * theirs - ours)
+    named = [
+        dict(zip(("psg", "sngan"), (_plain(side.mean()) for side in each), strict=True)) for each in (accuracy, epochs)
+    ]
+    close = None if missing else False if False in near else None if None in near else True
     return {
         "loss_gap": judge(smaller.pop() if len(smaller) == 1 else None, LEAST_EPOCHS, reductions=reductions),
-        "accuracy": judge(near, LEAST_EPOCHS, psg=psg["accuracy"], sngan=sngan["accuracy"]),
-        "convergence_epoch": judge(sooner, CLAIMED_EPOCHS[1], psg=ours, sngan=theirs),
+        "accuracy": judge(close, LEAST_EPOCHS, **named[0]),
+        "convergence_epoch": judge(sooner, CLAIMED_EPOCHS[1], **named[1]),
     }
+
+
+def _met(margins: Curve) -> bool | None:
+    """Whether a mean over seeds of margins [S] is 0 or more: None where its interval holds both signs, or one is NaN."""
+    low, high = (margins.mean() + side * half_width(margins) for side in (-1, 1))
+    return True if low >= 0 else False if high < 0 else None
 
 
 def _plain(value: Any) -> Any:

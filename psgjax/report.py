@@ -46,17 +46,21 @@ SNAPSHOTS = 6  # columns of the figure of samples
 
 @dataclass(frozen=True)
 class Run:
-    """What one method left in the run folder."""
+    """What one method left in the run folder: the run of one seed, or those of several taken together."""
 
     name: str
+    seeds: list[Run]  # the run of each by itself; empty in these
     config: Config
     environment: dict[str, Any]
     lines: list[dict[str, Any]]
     curves: dict[str, convergence.Curve]
+    bands: dict[str, convergence.Curve]  # half the 95 % intervals of the curves: 0 for one seed
     summary: dict[str, Any]
     evaluations: list[tuple[float, dict[str, Any]]]  # epoch, and what `evaluation.score` found
     neighbours: Any  # picture of samples above their nearest training images, or None
-    snapshots: dict[int, list[Any]]  # by epoch, one image [H, W] or [H, W, C] a generator; at most six epochs
+    snapshots: dict[
+        int, list[Any]
+    ]  # (and neighbours) of the first seed: by epoch, one image [H, W] or [H, W, C] a generator; at most six epochs
     warnings: list[str]
 
 
@@ -64,7 +68,7 @@ def write(folder: Path) -> Path:
     """Draw `folder`/figures/*.png and write summary.json and report.html, each complete or not at all.
 
     Args:
-        folder: A run folder: one subfolder a method, as training leaves them.
+        folder: A run folder: one subfolder a method, in which several seeds have one each, as training leaves them.
 
     Returns:
         The path of report.html, which holds its figures and refers to no other file.
@@ -74,10 +78,11 @@ def write(folder: Path) -> Path:
     """
     runs, warnings = load(folder)
     warnings += _collect(runs)
-    by_name = {run.name: run.summary for run in runs}
-    pair = [by_name[name] for name in ("psg", "sngan") if name in by_name]
-    comparison = convergence.compare(*pair) if len(pair) == 2 else {}
-    summary = {"methods": by_name, "comparison": comparison, "warnings": warnings}
+    by_name = {run.name: run for run in runs}
+    pair = [[seed.summary for seed in by_name[name].seeds] for name in ("psg", "sngan") if name in by_name]
+    comparison = convergence.compare(*pair) if len(pair) == 2 and len(pair[0]) == len(pair[1]) else {}
+    methods = {name: _with_seeds(run) for name, run in by_name.items()}
+    summary = {"methods": methods, "comparison": comparison, "warnings": warnings}
     (folder / "figures").mkdir(exist_ok=True)
     evaluated = [run for run in runs if run.evaluations]
     figures = {}
@@ -97,7 +102,9 @@ def write(folder: Path) -> Path:
         evaluated=evaluated,
         trained_on=sorted({(run.summary["data"] or {"description": "unknown data"})["description"] for run in runs}),
         figures=figures,
-        settings=_rows([dataclasses.asdict(run.config) for run in runs]),
+        settings=_rows(
+            [dataclasses.asdict(run.config) | {"seed": [seed.config.seed for seed in run.seeds]} for run in runs]
+        ),
         environment=_rows([run.environment for run in runs]),
         rules=convergence,
     )
@@ -106,26 +113,63 @@ def write(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def _with_seeds(run: Run) -> dict[str, Any]:
+    """A method's part of summary.json: of several seeds the means, half their intervals, and each one's own."""
+    if len(run.seeds) == 1:
+        return run.summary
+    own = {str(seed.config.seed): seed.summary for seed in run.seeds}
+    return run.summary | {"intervals": convergence.half_widths(run.summary), "seeds": own}
+
+
 def load(folder: Path) -> tuple[list[Run], list[str]]:
     """The runs in `folder`, in the order of `config.METHODS`, and a warning for each whose config.json cannot be read.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    runs, warnings, order = [], [], list(METHODS)
-    for path in sorted(folder.glob("*/config.json")):
+    found: dict[str, list[Run]] = {}
+    warnings, order = [], list(METHODS)
+    for path in sorted([*folder.glob("*/config.json"), *folder.glob("*/seed-*/config.json")]):
+        name, *_ = path.relative_to(folder).parts
         try:
             config = from_json(Config, path.read_text(encoding="utf-8"))
         except (ConfigError, UnicodeDecodeError) as error:
-            warnings.append(f"{path.parent.name}: left out, its config.json cannot be read: {error}")
+            place = path.parent.relative_to(folder)
+            warnings.append(f"{place}: left out, its config.json cannot be read: {error}")
         else:
-            runs.append(_load_one(path.parent, config))
-    if not runs:
+            found.setdefault(name, []).append(_load_one(path.parent, name, config))
+    if not found:
         raise FileNotFoundError(f"{folder} holds no run: no subfolder has a readable config.json; train one first.")
+    runs = [_together(each) for each in found.values()]
     return sorted(runs, key=lambda run: order.index(run.name) if run.name in order else len(order)), warnings
 
 
-def _load_one(folder: Path, config: Config) -> Run:
+def _together(runs: list[Run]) -> Run:
+    """The runs of one method's seeds as one: means with intervals, pictures of the first."""
+    runs = sorted(runs, key=lambda run: run.config.seed)
+    epochs = min(len(run.lines) for run in runs)
+    curves = {name: np.stack([run.curves[name][..., :epochs] for run in runs]) for name in runs[0].curves}
+    evaluations = [
+        (steps[0][0], convergence.combine([scores for _, scores in steps]))
+        for steps in zip(*(run.evaluations for run in runs), strict=False)
+    ]
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        for text in run.warnings:
+            said.setdefault(text, []).append(str(run.config.seed))
+    return dataclasses.replace(
+        runs[0],
+        seeds=runs,
+        lines=runs[0].lines[:epochs],
+        curves={name: curve.mean(axis=0) for name, curve in curves.items()},
+        bands={name: convergence.half_width(curve) for name, curve in curves.items()},
+        summary=convergence.combine([run.summary for run in runs]),
+        evaluations=evaluations,
+        warnings=[text if len(of) == len(runs) else f"seed {' '.join(of)}: {text}" for text, of in said.items()],
+    )
+
+
+def _load_one(folder: Path, name: str, config: Config) -> Run:
     warnings: list[str] = []
     environment: dict[str, Any] = {}
     snapshots = {}
@@ -165,16 +209,16 @@ def _load_one(folder: Path, config: Config) -> Run:
             neighbours = read_picture(folder / "neighbours.png") / 255
         except ValueError:
             warnings.append("neighbours.png is damaged or too large.")
-    return Run(folder.name, config, environment, lines, curves, summary, evaluations, neighbours, snapshots, warnings)
+    return Run(name, [], config, environment, lines, curves, {}, summary, evaluations, neighbours, snapshots, warnings)
 
 
 def loss_figure(runs: list[Run]) -> Figure:
     """The paper's Fig. 3: ungated losses an epoch, a panel a method."""
     figure, panels = _panels(runs, "loss (before any gate)")
     for run, axes in zip(runs, panels, strict=True):
-        _plot(axes, run, run.curves["discriminator"], color=BLACK, label="discriminator")
-        for index, loss in enumerate(run.curves["generators"]):
-            _plot(axes, run, loss, color=_colour(index), label=f"generator {index + 1}")
+        _plot(axes, run, "discriminator", color=BLACK, label="discriminator")
+        for index in range(run.config.method.generators):
+            _plot(axes, run, "generators", index, color=_colour(index), label=f"generator {index + 1}")
         discriminator, generator = convergence.equilibrium(run.config.method)
         if discriminator == generator:
             _level(axes, generator, f"both {generator:.2f}", "value at equilibrium")
@@ -192,8 +236,8 @@ def accuracy_figure(runs: list[Run]) -> Figure:
     axes.set_title("solid: training images, dotted: held-out images", fontsize=10)
     for index, run in enumerate(runs):
         style = {"color": _colour(index), "linestyle": "-" if index < len(PALETTE) else "-."}
-        _plot(axes, run, run.curves["accuracy"], label=_title(run), **style)
-        _plot(axes, run, run.curves["held_out_accuracy"], **style | {"linestyle": ":", "linewidth": 1})
+        _plot(axes, run, "accuracy", None, label=_title(run), **style)
+        _plot(axes, run, "held_out_accuracy", None, **style | {"linestyle": ":", "linewidth": 1})
     for choices in sorted({run.config.method.generators + 1 for run in runs}):
         _level(axes, 1 / choices, f"chance 1/{choices}")
     return _with_legend(figure, [axes])
@@ -203,10 +247,9 @@ def branches_figure(runs: list[Run]) -> Figure:
     """How often each branch of Algorithm 1 was taken: whose image the discriminator called real, a panel a method."""
     figure, panels = _panels(runs, "share of triplets")
     for run, axes in zip(runs, panels, strict=True):
-        *generators, real = run.curves["branches"]
-        _plot(axes, run, real, color=BLACK, label="real image called real")
-        for index, share in enumerate(generators):
-            _plot(axes, run, share, color=_colour(index), label=f"generator {index + 1} called real")
+        _plot(axes, run, "branches", -1, color=BLACK, label="real image called real")
+        for index in range(run.config.method.generators):
+            _plot(axes, run, "branches", index, color=_colour(index), label=f"generator {index + 1} called real")
         axes.set_ylim(0, 1)
     return _with_legend(figure, panels)
 
@@ -248,11 +291,14 @@ def quality_figure(runs: list[Run]) -> Figure:
     for key, label, row in (("fcd", "FCD", panels[0]), ("coverage", "coverage", panels[1])):
         for run, axes in zip(runs, row, strict=True):
             epochs = [epoch for epoch, _ in run.evaluations]
-            for index in range(len(run.evaluations[-1][1].get("generators", []))):
-                values = [found["generators"][index].get(key, math.nan) for _, found in run.evaluations]
-                axes.plot(epochs, values, color=_colour(index), marker=".", label=f"generator {index + 1}")
-            values = [found.get(key, math.nan) for _, found in run.evaluations]
-            axes.plot(epochs, values, color=BLACK, linewidth=2.0, marker="o", label="all samples")
+            found = [scores for _, scores in run.evaluations]
+            rows = [[scores["generators"][i] for scores in found] for i in range(len(found[-1].get("generators", [])))]
+            for index, scores_of in enumerate([*rows, found]):
+                values = [scores.get(key, math.nan) for scores in scores_of]
+                own = {"color": _colour(index), "marker": ".", "label": f"generator {index + 1}"}
+                together = {"color": BLACK, "marker": "o", "label": "all samples", "linewidth": 2.0}
+                half = np.array([getattr(value, "half", 0.0) for value in values])
+                _plot_with_band(axes, epochs, np.array(values), half, **(own if index < len(rows) else together))
             axes.set_ylim(0, 1.05 if key == "coverage" else None)
             axes.set(**({"title": _title(run)} if key == "fcd" else {"xlabel": "epoch"}))
         row[0].set_ylabel(f"{label} (held-out images)")
@@ -263,8 +309,9 @@ def classes_figure(runs: list[Run]) -> Figure:
     """The classes that the classifier sees in the samples at each evaluation: a row a generator, one more for all of them."""
     rows = []
     for run in runs:
-        if run.evaluations and "histogram" in run.evaluations[-1][1]:
-            found = [evaluation for _, evaluation in run.evaluations]
+        evaluations = run.seeds[0].evaluations  # which generator makes which class is another matter for every seed
+        if evaluations and "histogram" in evaluations[-1][1]:
+            found = [evaluation for _, evaluation in evaluations]
             for index in range(len(found[-1].get("generators", []))):
                 histograms = [one["generators"][index]["histogram"] for one in found]
                 rows.append((f"{run.name}, generator {index + 1}", run, histograms))
@@ -274,7 +321,7 @@ def classes_figure(runs: list[Run]) -> Figure:
     for (title, run, histograms), axes in zip(rows, panels, strict=False):
         shares = np.array(histograms).T
         image = axes.imshow(shares, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=3 / len(shares))
-        epochs = [f"{epoch:g}" for epoch, _ in run.evaluations]
+        epochs = [f"{epoch:g}" for epoch, _ in run.seeds[0].evaluations]
         axes.set(ylabel="class", xticks=range(len(epochs)), xticklabels=epochs, yticks=range(0, len(shares), 3))
         axes.set_title(title, fontsize=10)
         axes.grid(visible=False)
@@ -321,10 +368,18 @@ def _panels(runs: list[Run], label: str) -> tuple[Figure, list[Axes]]:
     return figure, panels[: len(runs)]
 
 
-def _plot(axes: Axes, run: Run, curve: convergence.Curve, **style: Any) -> None:
-    """A curve over the run's epochs; a single epoch is a dot."""
-    axes.plot(run.curves["epoch"], curve, **{"marker": "o" if len(run.lines) == 1 else None, "linewidth": 1.5} | style)
+def _plot(axes: Axes, run: Run, name: str, index: int | None = None, **style: Any) -> None:
+    """One of the run's curves, or a row of it, over its epochs, and its interval as a band; a single epoch is a dot."""
+    curve, half = (curves[name] if index is None else curves[name][index] for curves in (run.curves, run.bands))
+    style = {"marker": "o" if len(run.lines) == 1 else None, "linewidth": 1.5} | style
+    _plot_with_band(axes, run.curves["epoch"], curve, half, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _plot_with_band(axes: Axes, epochs: Any, curve: Any, half: Any, **style: Any) -> None:
+    axes.plot(epochs, curve, **style)
+    if np.any(half):
+        axes.fill_between(epochs, curve - half, curve + half, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _level(axes: Axes, value: float, text: str, label: str = "") -> None:
@@ -334,7 +389,8 @@ def _level(axes: Axes, value: float, text: str, label: str = "") -> None:
 
 
 def _title(run: Run) -> str:
-    return run.name if run.lines else f"{run.name} (no metrics)"
+    seeds = f", {len(run.seeds)} seeds" if len(run.seeds) > 1 else ""
+    return run.name + seeds if run.lines else f"{run.name} (no metrics)"
 
 
 def _colour(index: int) -> str:
@@ -374,11 +430,16 @@ def _rows(columns: list[dict[str, Any]]) -> list[tuple[str, list[str], bool]]:
 
 
 def _show(value: Any, digits: int = 3) -> str:
-    """A number, or several, as a person reads it; a dash where there is none."""
+    """A number, or several, as a person reads it, with half its interval; a dash where there is none."""
     if isinstance(value, list):
         return ", ".join(_show(item, digits) for item in value) or "–"
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else _with_half(value, digits)
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else _with_half(value, digits, 100) + " %"
+
+
+def _with_half(value: float, digits: int, factor: int = 1) -> str:
+    half = f" ± {factor * value.half:.{digits}f}" if isinstance(value, convergence.Estimate) else ""
+    return f"{factor * value:.{digits}f}{half}"

@@ -4,6 +4,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from psgjax import convergence, objectives
 from psgjax.config import METHODS, Method
@@ -170,6 +171,10 @@ def test_summary_of_one_epoch_and_of_none(name):
     json.dumps([one, none], allow_nan=False)
 
 
+def compare(psg, sngan):
+    return convergence.compare([psg], [sngan])
+
+
 def summaries(gaps=(0.1, 0.2), normalised=(0.1, 0.2), accuracies=(0.35, 0.52), epochs=(75, 125), trained=500):
     return [
         {
@@ -206,15 +211,76 @@ def summaries(gaps=(0.1, 0.2), normalised=(0.1, 0.2), accuracies=(0.35, 0.52), e
     ],
 )
 def test_verdicts_on_the_papers_claims(claim, changes, verdict):
-    assert convergence.compare(*summaries(**changes))[claim]["verdict"] == verdict
+    assert compare(*summaries(**changes))[claim]["verdict"] == verdict
 
 
 def test_nothing_is_said_of_an_unfinished_run():
     psg, sngan = summaries()
     sngan["finished"] = False
-    assert {claim["verdict"] for claim in convergence.compare(psg, sngan).values()} == {"cannot be said"}
+    assert {claim["verdict"] for claim in compare(psg, sngan).values()} == {"cannot be said"}
 
 
 def test_the_reduction_of_the_gap_is_given_as_a_share():
-    reductions = convergence.compare(*summaries(gaps=(0.6, 1.0), normalised=(3.0, 2.0)))["loss_gap"]["reductions"]
+    reductions = compare(*summaries(gaps=(0.6, 1.0), normalised=(3.0, 2.0)))["loss_gap"]["reductions"]
     assert reductions == pytest.approx({"loss_gap": 0.4, "normalised_loss_gap": -0.5})
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 9, 29])
+def test_students_bound_is_scipys(freedom):
+    assert convergence.student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-7)
+
+
+def test_an_estimate_is_a_mean_with_its_interval():
+    estimate = convergence.Estimate.of([1.0, 2.0, 6.0])
+    low, high = scipy.stats.t.interval(0.95, 2, loc=3, scale=scipy.stats.sem([1.0, 2.0, 6.0]))
+    assert (estimate - estimate.half, estimate + estimate.half) == pytest.approx((low, high))
+    assert json.dumps(estimate) == "3.0"
+
+
+def test_summaries_of_seeds_are_combined_leaf_by_leaf():
+    trees = [
+        {"steps": 10, "gap": 1.0, "losses": [1.0, 2.0], "settled": 4, "finished": True, "of": {"name": "mnist"}},
+        {"steps": 10, "gap": 2.0, "losses": [1.0, 4.0], "settled": None, "finished": False, "of": {"name": "mnist"}},
+    ]
+    together = convergence.combine(trees)
+    assert together == {
+        "steps": 10,
+        "gap": 1.5,
+        "losses": [1.0, 3.0],
+        "settled": None,
+        "finished": False,
+        "of": {"name": "mnist"},
+    }
+    half = convergence.student(1) / 2
+    assert convergence.half_widths(together)["losses"] == [None, pytest.approx(2 * half)]
+    assert convergence.half_widths(together)["gap"] == pytest.approx(half)
+
+
+# Values of four seeds around those of `summaries`: half the interval of the mean is 1.84 times the spread.
+@pytest.mark.parametrize(
+    ("claim", "changes", "spread", "verdict"),
+    [
+        ("loss_gap", {}, 0.01, "reproduced"),
+        ("loss_gap", {}, 0.03, "cannot be said"),
+        ("loss_gap", {"gaps": (0.2, 0.2), "normalised": (0.2, 0.2)}, 0.01, "not reproduced"),
+        ("accuracy", {}, 0.01, "reproduced"),
+        ("accuracy", {}, 0.03, "cannot be said"),
+        ("accuracy", {"accuracies": (0.79, 0.52)}, 0.03, "not reproduced"),
+        ("convergence_epoch", {}, 5, "reproduced"),
+        ("convergence_epoch", {}, 30, "cannot be said"),
+        ("convergence_epoch", {"epochs": (140, 125)}, 5, "not reproduced"),
+    ],
+)
+def test_several_seeds_are_judged_by_the_interval_of_their_mean(claim, changes, spread, verdict):
+    seeds = []
+    for offset in (-spread, -spread, spread, spread):
+        psg, sngan = summaries(**changes)
+        psg["loss_gap"] += offset
+        psg["normalised_loss_gap"] += offset
+        psg["accuracy"] += offset
+        psg["convergence_epoch"] = {"loss": psg["convergence_epoch"]["loss"] + offset}
+        seeds.append((psg, sngan))
+    assert convergence.compare(*zip(*seeds, strict=True))[claim]["verdict"] == verdict
+    seeds[2][0]["convergence_epoch"]["loss"] = None
+    found = convergence.compare(*zip(*seeds, strict=True))["convergence_epoch"]
+    assert (found["verdict"], found["psg"]) == ("not reproduced", None)

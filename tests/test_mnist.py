@@ -120,6 +120,39 @@ def test_trains_both_methods_and_writes_everything(idx, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == listing
 
 
+def test_every_seed_leaves_what_a_run_of_its_own_leaves(idx, tmp_path, capsys):
+    arguments = (
+        "--epochs",
+        "1",
+        "--data.dir",
+        idx,
+        *SMALL[:-2],
+        "--evaluation-epochs",
+        "1",
+        "--evaluation-samples",
+        "24",
+    )
+    assert main(*arguments, "--methods", "gan", "--seeds", "7", "3") == 0
+    assert main(*arguments, "--methods", "gan", "--seeds", "3", "--out", "one") == 0  # one seed: no folder for it
+    together, alone = tmp_path / "runs/mnist/gan/seed-3", tmp_path / "one/gan"
+    assert {path.relative_to(together) for path in together.rglob("*.*")} == {
+        path.relative_to(alone) for path in alone.rglob("*.*")
+    }
+    assert timeless(together) == timeless(alone)
+    assert timeless(together)[0]["evaluation"]["samples"] == 24
+    assert (together / "neighbours.png").read_bytes() == (alone / "neighbours.png").read_bytes()
+    assert same(final_state(together), final_state(alone))
+    assert list(json.loads((tmp_path / "runs/mnist/summary.json").read_text())["methods"]["gan"]["seeds"]) == ["3", "7"]
+    assert sampling.main([str(together), "--count", "5", "--out", "some.png"]) == 0
+    capsys.readouterr()
+    for seeds in (["--seeds", "3", "8"], ["--seed", "3"]):
+        assert main(*arguments, "--methods", "psg", *seeds) == 2  # nor does another method beside these
+        error = capsys.readouterr().err.strip()
+        assert "gan holds the seeds 3 7, asked for is 3" in error
+        assert "\n" not in error
+    assert not (tmp_path / "runs/mnist/psg").exists()
+
+
 # Arguments, and what the one line on standard error must say. {idx} is a folder of good files.
 BAD = [
     (["--methods", "psgg"], "unknown method 'psgg'; known are psg, sngan.* Did you mean 'psg'"),

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.image import imread, imsave
 from PIL import Image
 
@@ -33,10 +35,22 @@ def metrics(generators, epoch, **changes):
     } | changes
 
 
-def leave_run(folder, name="psg", epochs=12, planned=12, snapshots=(0, 1, 2, 3, 5, 8, 12), config=None, data=()):
+def leave_run(
+    folder,
+    name="psg",
+    epochs=12,
+    planned=12,
+    snapshots=(0, 1, 2, 3, 5, 8, 12),
+    config=None,
+    data=(),
+    seed=None,
+    **changes,
+):
     """What training leaves behind; the samples are grids of 2 by 4 cells of 8 by 8 pixels, whose grey tells the generator."""
     config = config or Config(method_name=name, method=METHODS[name], steps=70 * planned)
     run, generators = folder / name, config.method.generators
+    if seed is not None:
+        run, config = run / f"seed-{seed}", dataclasses.replace(config, seed=seed)
     (run / "samples").mkdir(parents=True)
     (run / "config.json").write_text(to_json(config))
     data = {
@@ -51,7 +65,7 @@ def leave_run(folder, name="psg", epochs=12, planned=12, snapshots=(0, 1, 2, 3, 
     } | dict(data)
     environment = {"command": ["python", "-m", "experiments.mnist"], "versions": {"jax": "0.10.2"}, "commit": None}
     (run / "env.json").write_text(json.dumps(environment | {"data": data, "steps_per_epoch": 70}))
-    lines = [json.dumps(metrics(generators, epoch)) + "\n" for epoch in range(1, epochs + 1)]
+    lines = [json.dumps(metrics(generators, epoch, **changes)) + "\n" for epoch in range(1, epochs + 1)]
     (run / "metrics.jsonl").write_text("".join(lines))
     for epoch in snapshots:
         grey = np.repeat(np.linspace(0.2, 1, generators), 16)[:, None] * np.ones((1, 32))
@@ -324,3 +338,56 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         report.write(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+ACCURACIES = (0.7, 0.8, 0.84)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    for name in ("sngan", "psg"):
+        for seed, accuracy in zip((0, 2, 10), ACCURACIES, strict=True):
+            leave_run(folder, name, seed=seed, snapshots=(seed,), accuracy=accuracy)
+    report.write(folder)
+    return folder
+
+
+def test_seeds_are_one_method_with_means_and_intervals(seeds):
+    found = summary(seeds)
+    assert list(found["methods"]) == ["psg", "sngan"]
+    psg = found["methods"]["psg"]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=0.78, scale=scipy.stats.sem(ACCURACIES))
+    assert (psg["accuracy"], psg["intervals"]["accuracy"]) == pytest.approx((0.78, (high - low) / 2))
+    assert (psg["loss_gap"], psg["intervals"]["loss_gap"]) == (pytest.approx(1.15 - 13 / 12), None)
+    assert [psg["seeds"][seed]["accuracy"] for seed in ("0", "2", "10")] == pytest.approx(ACCURACIES)
+    assert found["comparison"]["accuracy"]["psg"] == pytest.approx(0.78)
+    assert found["warnings"] == [f"psg, sngan: {WARNING}"]
+    text = " ".join(Page(seeds / "report.html").text.split())
+    half = f"{100 * (high - low) / 2:.1f}"
+    assert f"chose the real image out of 3 in 78.0 ± {half} % of cases" in text
+    assert "psg (3 seeds)" in text
+    assert "seed0 2 10" in text
+    assert "the one seed below" not in text
+
+
+def test_curves_of_seeds_have_bands_and_pictures_are_the_first_seeds(seeds):
+    runs, _ = report.load(seeds)
+    (axes,) = report.accuracy_figure(runs).axes
+    assert axes.lines[0].get_ydata() == pytest.approx([0.78] * 12)
+    corners = axes.collections[0].get_paths()[0].vertices
+    half = summary(seeds)["methods"]["psg"]["intervals"]["accuracy"]
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((0.78 - half, 0.78 + half))
+    assert [panel.get_title() for panel in report.samples_figure(runs).axes[:1]] == ["epoch 0"]
+
+
+def test_seeds_that_got_less_far_or_cannot_be_read(tmp_path):
+    for seed, epochs in ((0, 12), (1, 11)):
+        leave_run(tmp_path, seed=seed, epochs=epochs)
+    (tmp_path / "psg/seed-2").mkdir()
+    (tmp_path / "psg/seed-2/config.json").write_text("{")
+    report.write(tmp_path)
+    found = summary(tmp_path)
+    assert not found["methods"]["psg"]["finished"]
+    assert "psg: seed 1: the run is unfinished: 770 of 840 steps." in found["warnings"]
+    assert found["warnings"][0].startswith("psg/seed-2: left out, its config.json cannot be read")
