@@ -12,7 +12,7 @@ import scipy.stats
 from matplotlib.image import imread, imsave
 from PIL import Image
 
-from psgjax import report
+from psgjax import report, results
 from psgjax.config import METHODS, Config, Data, to_json
 
 WARNING = "the packaged 5,000 images are used <b>instead</b>"
@@ -171,7 +171,7 @@ def test_drawn_again_it_is_the_same(finished):
 
 
 def test_loss_figure_has_equal_scales_and_the_equilibrium(finished):
-    psg, sngan = report.loss_figure(report.load(finished)[0]).axes
+    psg, sngan = report.loss_figure(results.load(finished)[0]).axes
     assert psg.get_ylim() == sngan.get_ylim()
     assert [text.get_text() for text in psg.texts] == ["both 1.10"]
     assert [text.get_text() for text in sngan.texts] == ["D 1.39", "G 0.69"]
@@ -183,7 +183,7 @@ def test_loss_figure_has_equal_scales_and_the_equilibrium(finished):
 
 
 def test_accuracy_figure_has_the_two_levels_of_chance(finished):
-    (axes,) = report.accuracy_figure(report.load(finished)[0]).axes
+    (axes,) = report.accuracy_figure(results.load(finished)[0]).axes
     assert {text.get_text(): text.get_position()[1] for text in axes.texts} == {
         "chance 1/3": 1 / 3,
         "chance 1/2": 1 / 2,
@@ -194,7 +194,7 @@ def test_accuracy_figure_has_the_two_levels_of_chance(finished):
 
 
 def test_samples_figure_has_a_row_a_generator_and_six_moments(finished):
-    axes = report.samples_figure(report.load(finished)[0]).axes
+    axes = report.samples_figure(results.load(finished)[0]).axes
     assert len(axes) == 3 * 6
     assert [panel.get_title() for panel in axes[:6]] == [f"epoch {epoch}" for epoch in (0, 1, 2, 5, 8, 12)]
     images = [panel.images[0] for panel in axes]
@@ -372,7 +372,7 @@ def test_seeds_are_one_method_with_means_and_intervals(seeds):
 
 
 def test_curves_of_seeds_have_bands_and_pictures_are_the_first_seeds(seeds):
-    runs, _ = report.load(seeds)
+    runs, _ = results.load(seeds)
     (axes,) = report.accuracy_figure(runs).axes
     assert axes.lines[0].get_ydata() == pytest.approx([0.78] * 12)
     corners = axes.collections[0].get_paths()[0].vertices

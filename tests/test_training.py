@@ -154,25 +154,45 @@ def test_seeds_cut_between_two_saves_go_on_from_the_last_common_one(data, tmp_pa
         train(config, data, cut, seeds=seeds)
 
 
+def logged(method, calls):
+    @functools.wraps(method)
+    def call(*arguments):
+        calls.append(method.__name__)
+        return method(*arguments)
+
+    return call
+
+
+def test_no_save_begins_before_every_seed_has_completed_the_one_before(data, tmp_path, monkeypatch):
+    calls = []
+    for name in ("wait", "save"):
+        monkeypatch.setattr(Checkpoints, name, logged(getattr(Checkpoints, name), calls))
+    monkeypatch.setattr(training, "_SAVE_SECONDS", 0)
+    train(tiny("gan", steps=4), data, tmp_path / "run", seeds=(0, 1))
+    assert " ".join(calls).startswith(" ".join(["wait", "wait", "save", "save"] * 3))
+
+
 def test_other_seeds_in_the_folder_are_refused(data, tmp_path):
     config = tiny("gan", steps=1)
     train(config, data, tmp_path / "one")
-    train(config, data, tmp_path / "two", seeds=(0, 1))
+    train(config, data, tmp_path / "three", seeds=(0, 1, 2))
     listing = sorted(tmp_path.rglob("*"))
     for folder, seeds, message in (
         ("one", (0, 1), "one holds a run of seed 0, asked for is 0 1: .* Choose another --out, or the same seeds"),
-        ("two", (0, 2), "two holds the seeds 0 1, asked for is 0 2"),
-        ("two", (0, 1, 2), "two holds the seeds 0 1, asked for is 0 1 2"),
-        ("two", (), "two holds the seeds 0 1, asked for is 0"),
+        ("three", (0, 1, 3), "three holds the seeds 0 1 2, asked for is 0 1 3"),
+        ("three", (0, 1), "three holds the seeds 0 1 2, asked for is 0 1:"),
+        ("three", (0, 1, 2, 3), "three holds the seeds 0 1 2, asked for is 0 1 2 3"),
+        ("three", (), "three holds the seeds 0 1 2, asked for is 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(config, data, tmp_path / folder, seeds=seeds)
     with pytest.raises(ConfigError, match="seed-0 holds a run with other settings: batch_size: 4 -> 8"):
-        train(dataclasses.replace(config, batch_size=8), data, tmp_path / "two", seeds=(0, 1))
+        train(dataclasses.replace(config, batch_size=8), data, tmp_path / "three", seeds=(0, 1, 2))
     assert sorted(tmp_path.rglob("*")) == listing
-    shutil.rmtree(tmp_path / "two/seed-1")  # killed before the second folder was made
-    shutil.rmtree(tmp_path / "two/seed-0/checkpoints")
-    assert train(config, data, tmp_path / "two", seeds=(0, 1)).finished
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / f"three/seed-{seed}/checkpoints")
+    shutil.rmtree(tmp_path / "three/seed-2")  # killed before the last folder was made
+    assert train(config, data, tmp_path / "three", seeds=(0, 1, 2)).finished
 
 
 def test_a_finished_run_is_left_as_it_is(data, tmp_path):
