@@ -23,7 +23,7 @@ from psgjax.step import TrainState
 from psgjax.tracking import Line, MetricsFile, image_grid, read_lines, to_pixels, write_atomically, write_png
 
 
-def layout(folder: Path, config: Config, seeds: Sequence[int] = ()) -> dict[Path, Config]:
+def runs_of(folder: Path, config: Config, seeds: Sequence[int] = ()) -> dict[Path, Config]:
     """The folder and the configuration of each run: in folder/seed-N for each of several seeds, or else one in the folder itself.
 
     Args:
@@ -31,8 +31,9 @@ def layout(folder: Path, config: Config, seeds: Sequence[int] = ()) -> dict[Path
         config: The method's.
         seeds: In place of the configuration's one.
     """
-    runs = {folder / f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds or (config.seed,)}
-    return runs if len(runs) > 1 else dict(zip([folder], runs.values(), strict=True))
+    if len(seeds) > 1:
+        return {folder / f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
+    return {folder: dataclasses.replace(config, seed=seeds[0]) if seeds else config}
 
 
 def read_config(folder: Path) -> Config | None:
@@ -51,7 +52,7 @@ def read_config(folder: Path) -> Config | None:
 
 
 def runs_in(folder: Path) -> dict[Path, Config]:
-    """The runs that `layout` once put there, by seed; empty where there is none.
+    """The runs that `runs_of` once put there, by seed; empty where there is none.
 
     Raises:
         ConfigError: If a config.json cannot be read as one.
@@ -61,14 +62,14 @@ def runs_in(folder: Path) -> dict[Path, Config]:
 
 
 def check_folder(folder: Path, config: Config, seeds: Sequence[int] = ()) -> None:
-    """Refuse a folder that holds other runs than those of `layout`, or something that is no run. Writes nothing.
+    """Refuse a folder that holds other runs than those of `runs_of`, or something that is no run. Writes nothing.
 
     Raises:
         ConfigError: With the settings or seeds that differ, or with what is in the way.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; --out must name a folder.")
-    wanted, found = layout(folder, config, seeds), runs_in(folder)
+    wanted, found = runs_of(folder, config, seeds), runs_in(folder)
     begun = any(any((path / "checkpoints").glob("[0-9]*")) for path in found)
     # A run that was killed before it had made all folders may make the others.
     if found.keys() - wanted.keys() or (begun and wanted.keys() - found.keys()):

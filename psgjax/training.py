@@ -25,7 +25,7 @@ from psgjax.environment import device_name, forecast
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
-from psgjax.runfolder import RunFolder, check_folder, layout, opened, restore
+from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
 from psgjax.step import Stream, TrainState, draw_latents, init, make_run, placed
 from psgjax.tracking import Line, ProgressDisplay, duration, image_grid, write_png
@@ -127,7 +127,7 @@ def train(
     per_epoch = config.steps_per_epoch(len(data.images))
     start = partial(init, config, data.images.shape[1:])
     with ExitStack() as stack:
-        wanted = layout(folder, config, seeds)
+        wanted = runs_of(folder, config, seeds)
         runs = [stack.enter_context(opened(path, each, data)) for path, each in wanted.items() if writes]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, jax.eval_shape(start)) if runs else []

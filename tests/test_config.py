@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from psgjax import config as configuration
 from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
-from psgjax.training import read_config
+from psgjax.runfolder import read_config
 
 BAD = [
     (Method, {"generators": 0}, "method.generators is 0; it must be a whole number of at least 1"),
