@@ -223,7 +223,7 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
                 highlight=False,
                 soft_wrap=True,
             )
-            return 128 + stop.signal
+            return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
     if not writes:
         return 0
     from psgjax import report

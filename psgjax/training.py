@@ -200,8 +200,8 @@ class _Loop:
                 while step < config.steps:
                     called = time.monotonic()
                     count = min(count, self.per_epoch - step % self.per_epoch, config.steps - step)
-                    count, due, self.stop.signal = agreed(count, called - saved_at > _SAVE_SECONDS, self.stop.signal)
-                    if self.stop.signal:
+                    count, due, asked_to_stop = agreed(count, called - saved_at > _SAVE_SECONDS, self.stop.signal)
+                    if asked_to_stop:
                         break
                     results = [program(state, self.images, jnp.int32(count)) for state in states]
                     states, sums = map(list, zip(*results, strict=True))
