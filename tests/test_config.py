@@ -160,6 +160,29 @@ def test_any_bytes_are_a_configuration_or_a_clear_error(content, tmp_path):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": "3"}', "seed is '3'; it must be of type int"),
+        ('{"seed": true}', "seed is True; it must be of type int"),
+        ('{"network": 3}', "network is 3; it must be a JSON object"),
+        ('{"method": {"loss": "hing"}}', "method.loss is 'hing'; it must be one of "),
+        ('{"method": {"los": "hinge"}}', "Did you mean 'loss'?"),
+        ('{"data": {"dir": 3}}', "data.dir is 3; it must be of type Path"),
+        ("[", "not JSON"),
+    ],
+)
+def test_json_that_is_no_configuration_says_where(text, message):
+    with pytest.raises(ConfigError) as error:
+        configuration.from_json(Config, text)
+    assert message in str(error.value)
+
+
+def test_a_whole_number_in_json_is_a_float_where_one_is_due():
+    rate = configuration.from_json(Config, '{"optimizer": {"learning_rate": 1}}').optimizer.learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+
+
 def test_differences_are_named_in_full():
     one = Config()
     other = dataclasses.replace(one, seed=3, method=dataclasses.replace(one.method, gate="mean"))

@@ -281,6 +281,25 @@ def test_a_folder_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, cap
     assert "unpacks to 40,960 bytes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", [(28, 27), (28, 28, 3)])
+def test_the_command_refuses_a_folder_of_what_do_not_go_together(other, tmp_path, capsys):
+    for i, shape in enumerate([(28, 28), other]):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{i}.png")
+    assert run(tmp_path) == 2
+    message = f"1.png is {list(other)} and 0.png [28, 28]; all must have one size and kind"
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_reads_one_array_or_the_one_called_images(tmp_path, capsys):
+    images = np.arange(9 * 64, dtype=np.uint8).reshape(9, 8, 8, 1)
+    for arrays in ({"labels": np.zeros(9), "images": images}, {"pictures": images[None]}):
+        np.savez(tmp_path / "some.npz", **arrays)
+        np.testing.assert_array_equal(command.read_images(tmp_path / "some.npz"), images[None])
+    np.savez(tmp_path / "some.npz", a=images, b=images)
+    assert run(tmp_path / "some.npz") == 2
+    assert "holds the arrays a, b; it must hold one" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_constant_batch_has_finite_scores(real):
     found = without(score(np.zeros((2, 20, 28, 28, 1), np.uint8), real), "classifier")
     assert all(np.isfinite(number) for number in numbers(found))
@@ -303,6 +322,9 @@ def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monke
     assert run("runs/mnist/psg", "--json", "out.json") == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert {key: found[key] for key in lines[-1]["evaluation"]} == lines[-1]["evaluation"]
+    capsys.readouterr()
+    assert run("runs/mnist/psg", "--samples", "1") == 2
+    assert "samples is 1; it must be at least one a generator" in capsys.readouterr().err
     best = min((line for line in lines if "evaluation" in line), key=lambda line: line["evaluation"]["fcd"])
     assert (tmp_path / "runs/mnist/psg/best" / str(best["step"])).is_dir()
     assert (tmp_path / "runs/mnist/figures/quality.png").is_file()

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -251,6 +253,21 @@ def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path)
     process.kill()
     process.communicate()
     assert train(config, data, folder).finished
+
+
+def test_a_second_signal_does_not_wait(monkeypatch):
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    before, stop = signal.getsignal(signal.SIGINT), training.Stop()
+    with stop.listening():
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
