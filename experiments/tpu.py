@@ -85,8 +85,11 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
 
     from psgjax import sharding, step
 
+    chips = [int(text) for text in re.findall(r"\d+", topology.partition(":")[2])]
+    # libtpu takes hosts of 2x2 chips for granted; fewer chips make a smaller host.
+    host = {"chips_per_host_bounds": (*chips, 1)[:3]} if 0 < math.prod(chips) < 4 else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host).devices
     except Exception as error:  # whatever the plugin raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"no TPU topology {topology!r}: {reason}") from None
