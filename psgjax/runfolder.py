@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from psgjax import config as configuration
 from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import provenance
+from psgjax.environment import provenance, versions
 from psgjax.step import TrainState
 from psgjax.tracking import Line, MetricsFile, image_grid, read_lines, to_pixels, write_atomically, write_png
 
@@ -84,7 +84,7 @@ def check_folder(folder: Path, config: Config, seeds: Sequence[int] = ()) -> Non
             raise ConfigError(
                 f"{path} holds a run with other settings: {'; '.join(different)}. Choose another --out, or the same settings."
             )
-        if path not in found and any(inside.is_file() for inside in path.rglob("*")):
+        if path not in found and any(inside.is_file() and inside.name != "lock" for inside in path.rglob("*")):
             raise ConfigError(
                 f"{path} is not empty and holds no run (no config.json); choose another --out, or empty it."
             )
@@ -159,6 +159,11 @@ class RunFolder:
         if self.config.evaluation_epochs:
             self._best = Checkpoints(self.path / "best", keep=1)
 
+    def save(self, state: TrainState, seconds: float) -> None:
+        """Save the state in the background, with the seconds trained so far, the settings and the versions."""
+        settings = json.loads(configuration.to_json(self.config))
+        self.checkpoints.save(state, {"seconds": seconds, "config": settings, "versions": versions()})
+
     def write(self, line: Line) -> None:
         """Append one line to metrics.jsonl."""
         assert self._metrics
@@ -185,22 +190,30 @@ class RunFolder:
 
 
 @contextmanager
-def opened(path: Path, config: Config, data: Dataset) -> Iterator[RunFolder]:
+def opened(path: Path, config: Config, data: Dataset, tell: Callable[[str], None]) -> Iterator[RunFolder]:
     """A run's folder, made if need be and held for this process, with its settings and environment written down.
+
+    Args:
+        path: The folder.
+        config: The run's.
+        data: What it trains on.
+        tell: Hears, in a sentence each, which damaged checkpoints are set aside.
 
     Raises:
         ConfigError: If another process holds it, or the data are not those that the run began with.
     """
     path.mkdir(parents=True, exist_ok=True)
-    if not (path / "config.json").exists():
-        write_atomically(path / "config.json", configuration.to_json(config))
-    with alone(path), Checkpoints(path / "checkpoints") as checkpoints:
+    with alone(path):
+        check_folder(path, config)  # another process may have begun here before this one held it
+        if not (path / "config.json").exists():
+            write_atomically(path / "config.json", configuration.to_json(config))
         _keep_environment(path / "env.json", environment(config, data))
-        run = RunFolder(path, config, checkpoints)
-        try:
-            yield run
-        finally:
-            run.close()
+        with Checkpoints(path / "checkpoints", tell=tell) as checkpoints:
+            run = RunFolder(path, config, checkpoints)
+            try:
+                yield run
+            finally:
+                run.close()
 
 
 def restore(runs: Sequence[RunFolder], like: TrainState) -> list[tuple[TrainState, dict[str, Any]]]:

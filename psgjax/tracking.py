@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +18,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from psgjax.config import ConfigError
 
 Line = dict[str, Any]
 
@@ -30,11 +36,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     data = content.encode() if isinstance(content, str) else content
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with _naming(path), partial.open("wb", buffering=0) as file:
+            _write_all(file, data)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have the system's errors say which file they are about: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
+    os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -50,6 +73,23 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
+def check_lines(path: Path, step: int, every: int) -> None:
+    """Refuse a metrics.jsonl from which lines are missing that the checkpoint of `step` has behind it, one `every` so many steps.
+
+    Raises:
+        ConfigError: With the first step that is missing.
+    """
+    try:
+        missing = sorted({*range(every, step + 1, every)} - {line["step"] for line in read_lines(path)})
+    except (LookupError, TypeError):  # JSON, but not of a line
+        missing = [step]
+    if missing:
+        raise ConfigError(
+            f"{path} is cut short or damaged: the line of step {missing[0]} is missing, and the checkpoint is of step {step}. "
+            f"Restore the file, or delete {path.parent / 'checkpoints'} to begin the run again."
+        )
+
+
 class MetricsFile:
     """metrics.jsonl, continued exactly where a checkpoint stands."""
 
@@ -57,13 +97,12 @@ class MetricsFile:
         """Keep the lines up to `step`; those of updates that were lost with the process will be written again."""
         kept = [line for line in read_lines(path) if line["step"] <= step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, line: Line) -> None:
         """Append one line and hand it to the operating system."""
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _naming(self._path):
+            _write_all(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -87,9 +126,9 @@ def image_grid(pixels: np.ndarray, columns: int = 8) -> np.ndarray:
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write uint8 [H, W, 1 or 3] as a PNG, as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
-    partial.replace(path)
+    content = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, format="PNG")
+    write_atomically(path, content.getvalue())
 
 
 def read_picture(path: Path) -> np.ndarray:

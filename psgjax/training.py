@@ -28,7 +28,7 @@ from psgjax.inference import make_artist, make_judge, make_sampler
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
 from psgjax.step import Stream, TrainState, draw_latents, init, make_run, placed
-from psgjax.tracking import Line, ProgressDisplay, duration, image_grid, write_png
+from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_grid, write_png
 
 Tree = Any
 
@@ -115,7 +115,8 @@ def train(
         stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
 
     Raises:
-        ConfigError: If the folder holds another run, another process trains it, or the data are not those it began with.
+        ConfigError: If the folder holds another run, another process trains it, the data are not those it began with, or what it
+            holds is damaged; damaged checkpoints alone are set aside, and the last sound one is used.
         Diverged: If a loss is not finite; the last good checkpoint stays.
     """
     fingerprint = int(data.info["sha256"][:7], 16)
@@ -128,7 +129,8 @@ def train(
     start = partial(init, config, data.images.shape[1:])
     with ExitStack() as stack:
         wanted = runs_of(folder, config, seeds)
-        runs = [stack.enter_context(opened(path, each, data)) for path, each in wanted.items() if writes]
+        tell = partial(console.print, highlight=False, soft_wrap=True)
+        runs = [stack.enter_context(opened(path, each, data, tell)) for path, each in wanted.items() if writes]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, jax.eval_shape(start)) if runs else []
         if found:
@@ -136,6 +138,8 @@ def train(
         else:
             states, seconds = [jax.jit(start)(jax.random.key(each.seed)) for each in wanted.values()], 0.0
         (step,) = agreed(int(states[0].step))
+        for run in runs:
+            check_lines(run.path / "metrics.jsonl", step, per_epoch)
         if step == config.steps:
             console.print(f"{name}: finished already, {step:,} steps", highlight=False)
             return Outcome(step, finished=True)
@@ -232,7 +236,7 @@ class _Loop:
         for run in self.runs:  # each keeps two steps: so one that all have is there at any moment
             run.checkpoints.wait()
         for run, state in zip(self.runs, self._own(states), strict=False):
-            run.checkpoints.save(state, {"seconds": seconds})
+            run.save(state, seconds)
 
     def _announce(self, lowered: Any, left: int, calls: int) -> None:
         config, step = self.config, self.config.steps - left

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def tiny(name: str = "psg", **changes) -> Config:
     method = dataclasses.replace(METHODS[name], **switches)
     defaults = {"network": Network(width=4, latent_size=6), "batch_size": 4, "steps": 12}
     return Config(method_name=name, method=method, **{**defaults, **changes})
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"a disk of its own cannot be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from PIL import Image
 from experiments import mnist
 from psgjax import runfolder, sampling
 from psgjax.checkpoint import Checkpoints
-from psgjax.config import METHODS, Config, Method, from_json
+from psgjax.config import METHODS, Config, Method, from_json, to_json
 from psgjax.step import init
 from psgjax.tracking import read_lines
 
@@ -245,6 +245,28 @@ def test_damaged_data_are_refused(case, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_data_that_change_between_start_and_resumption_are_refused(tmp_path, capsys):
+    arguments = (
+        "--steps",
+        "1",
+        "--data.source",
+        "idx",
+        "--data.dir",
+        write_idx(tmp_path / "data"),
+        "--methods",
+        "gan",
+        *SMALL,
+    )
+    assert main(*arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.name != "lock"}
+    damage("train-images-idx3-ubyte", lambda data: data[:-1] + bytes([data[-1] ^ 1]))(tmp_path / "data")
+    assert main(*arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert "the training images are not those that runs/mnist/gan began with" in error
+    assert "\n" not in error
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.name != "lock"} == before
+
+
 def test_an_output_folder_that_cannot_be_written(idx, capsys):
     assert main("--data.dir", idx, "--out", "/proc/nothing/here", *SMALL) == 2
     error = capsys.readouterr().err.strip()
@@ -322,14 +344,22 @@ def wait_for_lines(process, path, count):
 
 def test_killed_anywhere_or_stopped_a_run_ends_with_the_same_numbers(idx, tmp_path):
     epochs = ("--epochs", "400")
-    process = start(idx, tmp_path / "cut", *epochs)
-    wait_for_lines(process, tmp_path / "cut/psg/metrics.jsonl", 3)
-    process.send_signal(signal.SIGINT)  # saves, says how to go on, 130
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "run the same command again to go on" in out
-    assert "Traceback" not in error
-    before = len(read_lines(tmp_path / "cut/psg/metrics.jsonl"))
+    before = 0
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):  # saves, says how to go on
+        process = start(idx, tmp_path / "cut", *epochs)
+        wait_for_lines(process, tmp_path / "cut/psg/metrics.jsonl", before + 3)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=30)
+        assert process.returncode == status, error
+        assert "run the same command again to go on" in out
+        assert error == ""
+        before = len(read_lines(tmp_path / "cut/psg/metrics.jsonl"))
+        config = runfolder.read_config(tmp_path / "cut/psg")
+        with Checkpoints(tmp_path / "cut/psg/checkpoints") as checkpoints:  # nothing is lost, not an update
+            state, progress = checkpoints.restore(jax.eval_shape(lambda config=config: init(config, (28, 28, 1))))
+        assert f"stopped at step {int(state.step):,} of" in out
+        assert progress["config"] == json.loads(to_json(config))
+        assert progress["versions"]["jax"] == jax.__version__
     assert before < 400, "the run must be stopped in its middle"
     process = start(idx, tmp_path / "cut", *epochs)
     wait_for_lines(process, tmp_path / "cut/psg/metrics.jsonl", before + 3)
