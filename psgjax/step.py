@@ -72,7 +72,7 @@ class Stream(IntEnum):
     INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES = range(6)
 
 
-def _pass_keys(state: TrainState, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+def pass_keys(state: TrainState, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The keys of the latents and of everything else in pass `index` of D in the current step."""
     step_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.STEPS), state.step)
     latents, other = jax.random.split(jax.random.fold_in(step_key, index))
@@ -289,7 +289,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
 
     def simultaneous(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """Both sides from one forward pass of the generators and one of D, and one pass back through each where that is enough."""
-        latents_key, other_key = _pass_keys(state, 0)
+        latents_key, other_key = pass_keys(state, 0)
         g, d = state.generators, state.discriminator
         real = networks.pad_to(scale(images[0]), config.network)
         latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
@@ -328,7 +328,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
         def train_discriminator(d: Discriminator, inputs: tuple) -> tuple[Discriminator, None]:
             index, batch = inputs
             real = networks.pad_to(scale(batch), config.network)
-            latents_key, other_key = _pass_keys(state, index)
+            latents_key, other_key = pass_keys(state, index)
             latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
             fakes, _ = generate(g.params, g.batch_stats, latents)
             params, pull_norm, vectors = jax.vjp(
@@ -349,7 +349,7 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
         d, _ = jax.lax.scan(train_discriminator, state.discriminator, (indices, images))
 
         real = networks.pad_to(scale(images[-1]), config.network)
-        latents_key, other_key = _pass_keys(state, method.discriminator_steps)
+        latents_key, other_key = pass_keys(state, method.discriminator_steps)
         latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
         fakes, pull_generators, batch_stats = jax.vjp(
             lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
@@ -373,6 +373,11 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
     return step
 
 
+def epoch_order(key: jax.Array, epoch: jax.Array | int, train_images: int) -> jax.Array:
+    """The order in which an epoch visits the training images, int32 [N], from the key of the state."""
+    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, Stream.EPOCHS), epoch), train_images)
+
+
 def make_run(
     config: Config,
     train_images: int,
@@ -383,6 +388,9 @@ def make_run(
     """Many updates as one program: `run(state, images, updates) -> (state, sums)`, jitted; the state given is donated.
 
     With `replicas`, mapped over a leading axis of states, and of sums.
+
+    It stops after the first update with a metric that is not finite, and makes none from the state that this leaves, whose `step`
+    counts that update. Replicas stop each for itself.
 
     `images` is the whole training set, uint8 [N, H, W, C], an argument that stays on the device. `updates`, int32 [], is how
     many to make: a number at run time, so that nothing is compiled twice; they must not cross the end of an epoch. The order of the
@@ -398,10 +406,14 @@ def make_run(
     per_epoch = config.steps_per_epoch(train_images)
 
     def run(state: TrainState, images: jax.Array, updates: jax.Array) -> tuple[TrainState, Tree]:
-        epoch_key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.EPOCHS), state.step // per_epoch)
-        order = jax.random.permutation(epoch_key, train_images)
+        order = epoch_order(state.key, state.step // per_epoch, train_images)
+        last = state.step + updates
 
-        def body(_: jax.Array, state: TrainState) -> TrainState:
+        def goes_on(state: TrainState) -> jax.Array:
+            finite = [jnp.isfinite(total).all() for total in jax.tree.leaves(state.metrics)]
+            return (state.step < last) & jnp.stack(finite).all()
+
+        def body(state: TrainState) -> TrainState:
             position = state.step % per_epoch
             chosen = jax.lax.dynamic_slice_in_dim(
                 order, position * per_step[0] * per_step[1], per_step[0] * per_step[1]
@@ -411,7 +423,7 @@ def make_run(
             state, metrics = step(state, batch)
             return dataclasses.replace(state, metrics=jax.tree.map(jnp.add, before, metrics))
 
-        state = jax.lax.fori_loop(0, updates, body, state)
+        state = jax.lax.while_loop(goes_on, body, state)
         return state, jax.tree.map(jnp.copy, state.metrics)
 
     mapped = jax.vmap(run, in_axes=(0, None, None)) if replicas else run

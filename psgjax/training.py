@@ -1,9 +1,14 @@
-"""The loop: updates on the device, metrics, quality and pictures as they come, checkpoints, resumption, a clean stop."""
+"""The loop: updates on the device, metrics, quality and pictures as they come, checkpoints, resumption, a clean stop.
+
+python -m psgjax.training --replay runs/mnist/psg/diverged.safetensors  # make an update that failed again, and show what it did
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
+from typing_extensions import Doc
 
+from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import device_name, forecast
+from psgjax.environment import device_name, forecast, use_compilation_cache
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
@@ -41,7 +49,7 @@ _JUDGED = 2000  # held-out images on which D's accuracy is taken
 
 
 class Diverged(Exception):
-    """A loss that is not finite."""
+    """A metric that is not finite; the message says which, at which step, and how to see more."""
 
 
 class Stop:
@@ -117,7 +125,7 @@ def train(
     Raises:
         ConfigError: If the folder holds another run, another process trains it, the data are not those it began with, or what it
             holds is damaged; damaged checkpoints alone are set aside, and the last sound one is used.
-        Diverged: If a loss is not finite; the last good checkpoint stays.
+        Diverged: If a metric is not finite; the last good checkpoint stays, and diverged.safetensors holds the update.
     """
     fingerprint = int(data.info["sha256"][:7], 16)
     if agreed(fingerprint, -fingerprint) != (fingerprint, -fingerprint):
@@ -258,24 +266,41 @@ class _Loop:
         self, states: list[TrainState], sums: list[Tree], step: int, started: float, display: ProgressDisplay
     ) -> Callable[[], None]:
         """Ask the device now for what the end of an epoch needs; the function returned waits for it and writes it down."""
+        made = [jnp.copy(state.step) for state in states]  # fewer than `step` where an update failed
         ends = step % self.per_epoch == 0 or step == self.config.steps
         own = zip(self.runs, self._own(states), strict=False) if ends else ()
         asked = [self._end_epoch(run, state, step) for run, state in own]
 
         def write() -> None:
             totals = jax.device_get(self._own(sums))
-            for total in totals:
-                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total)):
-                    raise Diverged(
-                        f"{self.name}: a loss is not finite between the last checkpoint and step {step:,}; the run stopped there "
-                        f"and its folder keeps what came before. Try a smaller --optimizer.learning-rate in another --out."
-                    )
+            for index, total in enumerate(totals):
+                if names := divergence.not_finite(total):
+                    raise self._diverged(index, int(self._own(made)[index]), names)
             for finish, total in zip(asked, totals, strict=False):
                 finish(total, time.monotonic() - started)
             lines = [run.last_line for run in self.runs if run.last_line]
             display.update(step, _mean(lines) if lines else None)
 
         return write
+
+    def _diverged(self, index: int, step: int, names: list[str]) -> Diverged:
+        """Make one run's updates since its last checkpoint again, up to the one that failed, and keep that one.
+
+        On one device and alone: of runs in one batch or on a mesh, the same up to rounding.
+        """
+        kept = ""
+        for run in self.runs[index : index + 1]:
+            start = partial(init, run.config, self.data.images.shape[1:])
+            found, images = run.checkpoints.restore(jax.eval_shape(start)), jnp.asarray(self.data.images)
+            state = found[0] if found else jax.jit(start)(jax.random.key(run.config.seed))
+            state = divergence.advance(run.config, state, images, step - 1)
+            path = run.path / "diverged.safetensors"
+            divergence.write(path, run.config, state, divergence.next_batch(run.config, state, images), names)
+            kept = f"python -m psgjax.training --replay {shlex.quote(str(path))} shows what happened. "
+        return Diverged(
+            f"{self.name}: {', '.join(names)} not finite at step {step:,}; the run stopped there and its folder keeps what came "
+            f"before. {kept}Try a smaller --optimizer.learning-rate in another --out."
+        )
 
     def _end_epoch(self, run: RunFolder, state: TrainState, step: int) -> Callable[[Tree, float], None]:
         """Ask for one run's figures and samples; the function returned takes the epoch's sums and the seconds so far."""
@@ -340,3 +365,25 @@ def _mean(lines: Sequence[Line]) -> Line:
     """Epoch and losses of all runs' last lines, averaged: what the display shows."""
     shown = [{key: line[key] for key in ("epoch", "loss")} for line in lines]
     return jax.tree.map(lambda *values: sum(values) / len(values), *shown)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make an update that failed again, from its file alone."""
+
+    replay: Annotated[Path, Doc("The diverged.safetensors of a run.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: status 0 if the same failure appears with the same numbers, 1 if not, 2 for a file that cannot be used."""
+    try:
+        options = tyro.cli(Options, args=arguments, prog="python -m psgjax.training", description=__doc__)
+        use_compilation_cache()
+        return 0 if divergence.replay(options.replay, Console()) else 1
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

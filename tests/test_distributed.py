@@ -19,7 +19,9 @@ training._SAVE_SECONDS, training._CALL_SECONDS = 0.3, 0.1
 from experiments import mnist
 sys.exit(mnist.main())
 """
-RUN = "--methods psg --data.source packaged --data.train-images 64 --network.width 4 --batch-size 8 --evaluation-epochs 0"
+RUN = (
+    "--methods psg --data.source packaged --data.train-images 64 --network.width 4 --batch-size 8 --evaluation-epochs 0"
+)
 
 
 class Group:

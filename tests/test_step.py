@@ -36,7 +36,7 @@ def first_moments(state):
 
 
 def latents_of(config, state):
-    return stepping.draw_latents(config, stepping._pass_keys(state, 0)[0], config.batch_size)
+    return stepping.draw_latents(config, stepping.pass_keys(state, 0)[0], config.batch_size)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -212,7 +212,7 @@ def test_the_gradient_penalty_by_its_definition(images):
     with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", gradient_penalty=0.0, **options)))
     difference = jax.tree.map(lambda a, b: 2 * (a - b), first_moments(with_penalty)[0], first_moments(without)[0])
     generator, discriminator = stepping.build(config, SHAPE)
-    latents_key, other_key = stepping._pass_keys(state, 0)
+    latents_key, other_key = stepping.pass_keys(state, 0)
     variables = {"params": state.generators.params, "batch_stats": state.generators.batch_stats}
     latents = stepping.draw_latents(config, latents_key, 4)[0]
     fakes = generator.apply(jax.tree.map(lambda leaf: leaf[0], variables), latents)

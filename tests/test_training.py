@@ -23,7 +23,7 @@ from experiments import status_of
 from psgjax import runfolder, training
 from psgjax import step as stepping
 from psgjax.checkpoint import CheckpointError, Checkpoints, digest
-from psgjax.config import ConfigError, Network, Optimizer
+from psgjax.config import ConfigError, Network
 from psgjax.data import Dataset
 from psgjax.tracking import read_lines
 
@@ -272,14 +272,6 @@ def test_a_second_signal_does_not_wait(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
     assert left.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
-    config = dataclasses.replace(tiny("stackelberg", steps=16), optimizer=Optimizer(learning_rate=1e30))
-    with pytest.raises(training.Diverged, match="a loss is not finite .* smaller --optimizer.learning-rate"):
-        train(config, data, tmp_path / "run")
-    with Checkpoints(tmp_path / "run/checkpoints") as checkpoints:
-        assert checkpoints.restore(jax.eval_shape(lambda: stepping.init(config, SHAPE))) is None
 
 
 def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
