@@ -93,7 +93,8 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     except Exception as error:  # whatever the plugin raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"no TPU topology {topology!r}: {reason}") from None
-    mesh = sharding.make_mesh(options.mesh, config, options.replicas, devices)
+    whole = dataclasses.replace(config, batch_size=config.batch_size * (len(devices) if options.weak else 1))
+    mesh = sharding.make_mesh(options.mesh, whole, options.replicas, devices)
     if options.weak:
         config = dataclasses.replace(config, batch_size=config.batch_size * mesh.shape["data"])
     replicas = options.replicas if options.replicas > 1 else None

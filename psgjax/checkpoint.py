@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from psgjax.config import ConfigError
-from psgjax.step import TrainState
+from psgjax.step import TrainState, from_numbers, numbers
 from psgjax.tracking import write_atomically
 
 Progress = dict[str, Any]
@@ -141,7 +141,9 @@ class Checkpoints:
             self._saving = self._saver.submit(self._write, step, jax.tree.map(jnp.copy, state), progress)
 
     def _write(self, step: int, state: TrainState, progress: Progress) -> None:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        # On the host: of several processes the first saves alone, and what is saved fits any mesh.
+        arrays = jax.tree.map(np.asarray, numbers(state))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
         try:
             if not self._folder.is_dir():
                 self._folder.mkdir()
@@ -179,14 +181,15 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self._folder} is damaged: {fault}. Run the training command again: it goes on "
                 "from the one before."
             )
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first), like
-        )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
-        self._check(step, target)
+        arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(numbers, like))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore())
+        self._check(step, arrays)
         restored = self._manager.restore(step, args=items)
-        return restored.state, restored.progress
+        first = jax.local_devices()[0]
+        state = jax.tree.map(
+            lambda leaf, like: jax.device_put(leaf, like.sharding or first), from_numbers(restored.state), like
+        )
+        return state, restored.progress
 
     def _set_aside_if_damaged(self, step: int, tell: Callable[[str], None]) -> None:
         path = self._folder / str(step)
@@ -204,8 +207,6 @@ class Checkpoints:
         metadata = self._manager.item_metadata(step)
         saved = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.state.tree)[0]}
         for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # saved as its numbers
-                leaf = jax.eval_shape(jax.random.key_data, leaf)
             found = saved.get(leaf_name(path))
             if found is None or tuple(found.shape) != leaf.shape or str(found.dtype) != str(leaf.dtype):
                 given = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"

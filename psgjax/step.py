@@ -156,17 +156,22 @@ def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
     return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
 
 
+def numbers(state: TrainState) -> TrainState:
+    """A state with its key as numbers, uint32 [..., 2]: plain arrays alone, which any process can save and any mesh take."""
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
+
+
+def from_numbers(state: TrainState) -> TrainState:
+    """The reverse of `numbers`."""
+    return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
+
+
 def placed(state: TrainState, mesh: jax.sharding.Mesh, replicas: bool = False) -> TrainState:
     """A state put on a mesh as `layout` says; with several processes the first one's, whatever the others give."""
-    numbers = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    numbers = jax.tree.map(np.asarray, numbers)
+    arrays = jax.tree.map(np.asarray, numbers(state))
     if jax.process_count() > 1:
-        numbers = multihost_utils.broadcast_one_to_all(numbers)
-
-    def wrap(numbers: TrainState) -> TrainState:
-        return dataclasses.replace(numbers, key=jax.random.wrap_key_data(numbers.key))
-
-    return jax.jit(wrap, out_shardings=layout(mesh, replicas))(numbers)
+        arrays = multihost_utils.broadcast_one_to_all(arrays)
+    return jax.jit(from_numbers, out_shardings=layout(mesh, replicas))(arrays)
 
 
 def abstract(
