@@ -76,6 +76,9 @@ def collectives(program, mesh):
     found = Counter()
     kinds = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|ragged-\S+|partition-id-\S+|send|recv"
     for kind, rest in re.findall(rf" ({kinds})(?:-start)?\((.*)", program.as_text()):
+        if named := re.search(r"replica_groups=mesh\[.*?\] \{(.*?)\}", rest):  # from jaxlib 0.12 on
+            found[kind, " ".join(axis for axis in axes if f"'{axis}'" in named[1])] += 1
+            continue
         groups = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest)
         listed = re.findall(r"\{([\d,]+)\}", groups[1]) if groups else []
         found[kind, along.get(frozenset(frozenset(map(int, group.split(","))) for group in listed), rest)] += 1

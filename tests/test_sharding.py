@@ -18,7 +18,8 @@ from psgjax.config import ConfigError, Mesh
 
 @pytest.mark.parametrize("part", ["psg_is", "not psg_is"])
 def test_eight_devices(part):
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-k", part, Path(__file__).with_name("eight_devices.py")]
+    options = ["-n", "0", "--no-cov", "-k", part]  # coverage is reported by the tests around these
+    command = [sys.executable, "-m", "pytest", *options, Path(__file__).with_name("eight_devices.py")]
     result = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
