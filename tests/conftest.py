@@ -24,6 +24,7 @@ from psgjax.config import METHODS, Config, Method, Network
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # jaxlib 0.10.0 writes lines to standard error when it loads from there
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
