@@ -9,8 +9,8 @@ Three linear maps close under differentiation, and no others are needed:
 The gradient of each with respect to either argument is one of the other two, so derivatives of any order stay among them,
 and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU, where the gradients that reverse mode makes
 of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is written as
-convolutions of the one kind that the backend runs well, or as one matrix product where the images have few channels. Elsewhere
-the native convolutions are used. `docs/performance.md` has the measurements.
+a convolution of the one kind that the backend runs well, or as one matrix product, between arrays that are held in memory.
+Elsewhere the native convolutions are used. `docs/performance.md` has the measurements.
 
 Layouts: images [B, H, W, C] with H, W divisible by the stride; features [B, H / stride, W / stride, D]; kernels [k, k, C, D]
 with k a multiple of the stride. Padding is "SAME": `down` equals `lax.conv_general_dilated(images, kernel, strides, "SAME")`,
@@ -21,14 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-# Below so many image channels one product with gathered patches beats a product for each tap: the patches are small then.
+# Below so many image channels one product with gathered patches beats a convolution: the patches are small then.
 _NARROW = 16
+# Up to so many, adding up the products that make a transposed convolution costs less than a convolution for each phase.
+_SLIM = 64
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
@@ -65,17 +68,17 @@ def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, s
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _lowered("down", stride, kernel.shape[0])(images, kernel)
+    return _held(_lowered("down", stride, kernel.shape[0])(images, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _up(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _lowered("up", stride, kernel.shape[0])(features, kernel)
+    return _held(_lowered("up", stride, kernel.shape[0])(features, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate(images: jax.Array, features: jax.Array, stride: int, size: int) -> jax.Array:
-    return _lowered("correlate", stride, size)(images, features)
+    return _held(_lowered("correlate", stride, size)(images, features))
 
 
 def _down_forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple:
@@ -110,6 +113,15 @@ _up.defvjp(_up_forward, _up_backward)
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
+def _held(*arrays: jax.Array) -> Any:
+    """On a CPU, keep the arrays in memory: left alone, its compiler computes elementwise work anew in each operation that reads it.
+
+    So with `compiler_options`; elsewhere, and without them, this does nothing. One array, or a tuple of several.
+    """
+    given = arrays if len(arrays) > 1 else arrays[0]
+    return lax.platform_dependent(given, cpu=lax.optimization_barrier, default=lambda given: given)
+
+
 def _lowered(name: str, stride: int, size: int) -> _Map:
     """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
     forms = {
@@ -121,7 +133,7 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(a, b, cpu=cpu, default=native)
+        return lax.platform_dependent(*_held(a, b), cpu=cpu, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
@@ -186,7 +198,7 @@ def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
 
 
 def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if kernel.shape[2] < _NARROW:
+    if kernel.shape[2] <= _SLIM:
         return _up_product(features, kernel, stride=stride, size=size)
     batch, height, width, _ = features.shape
     before, _ = _pads(stride, size)
@@ -226,8 +238,8 @@ def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size:
         columns = features.reshape(-1, features.shape[3])
         patches = _patches(images, stride, size).reshape(len(columns), -1)
         return (patches.T @ columns).reshape(size, size, images.shape[3], -1)
-    # The channels are the batch of this convolution, and the batch its channels. Laid out in memory first.
-    images, features = lax.optimization_barrier((images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)))
+    # The channels are the batch of this convolution, and the batch its channels.
+    images, features = images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)
     pads = [_pads(stride, size)] * 2
     return lax.conv_general_dilated(
         images, features, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
@@ -235,18 +247,20 @@ def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size:
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """Options of `jax.jit` for programs with convolutions: on a CPU, XLA's own ones, not YNNPACK's, half as long again at work.
+    """Options of `jax.jit` for programs with convolutions, on a CPU: XLA's own ones, and arrays held where they are asked to be.
 
-    Empty elsewhere, and where jaxlib has no such option. The platform is the default one where none is given.
+    YNNPACK's convolutions, the default, take half as long again; barriers are dropped by default before operations are fused. Empty
+    elsewhere, and without what jaxlib does not know. The platform is the default one where none is given.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    return options if (platform or jax.default_backend()) == "cpu" and _accepted(tuple(options.items())) else {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
+    wanted = options if (platform or jax.default_backend()) == "cpu" else {}
+    return {name: value for name, value in wanted.items() if _accepted(name, value)}
 
 
 @cache
-def _accepted(options: tuple[tuple[str, str], ...]) -> bool:
+def _accepted(name: str, value: str) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
+        jax.jit(lambda: lax.optimization_barrier(jnp.zeros(())), compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

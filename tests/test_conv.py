@@ -16,6 +16,7 @@ SHAPES = [
     (3, 1, 2, 4),
     (3, 1, 16, 17),
     (2, 2, 4, 4),
+    (4, 2, 65, 2),
     (6, 3, 16, 2),
 ]  # k, stride, C, D
 
@@ -127,6 +128,18 @@ def test_no_slow_convolution_in_the_compiled_gradient():
         assert "group" not in line
         assert "b01f_01io->b01f" in line
     assert "conditional(" not in text  # the platform was decided before compiling
+
+
+def test_what_several_convolutions_read_is_computed_once():
+    images, _, kernel = arrays(4, 2, 16, 20, np.float32)
+
+    def gradient(images, kernel):
+        return jax.value_and_grad(lambda a, b: jnp.sum(conv.down(jnp.maximum(a, 0), b, stride=2) ** 2), 1)(
+            images, kernel
+        )
+
+    compiled = jax.jit(gradient, compiler_options=conv.compiler_options()).lower(images, kernel).compile()
+    assert compiled.as_text().count(" maximum(") == 1
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
