@@ -66,7 +66,7 @@ class Options:
         Literal["float32", "tf32"], Doc("Of everybody's matrix products and convolutions; tf32 where the GPU has it.")
     ] = "float32"
     rounds: Annotated[int, Doc("Turns of every contender that are timed.")] = 7
-    seconds: Annotated[float, Doc("How long a turn is to last, about.")] = 1.0
+    seconds: Annotated[float, Doc("How long a turn is to last, about; a call in training lasts two.")] = 2.0
     limit: Annotated[
         float,
         Doc("Seconds that a contender may take to be built, for a call, and for all its turns; it is dropped then."),

@@ -211,7 +211,7 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
         check_out(options.out, configs, seeds)
         options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
-    environment.keep_memory()
+    environment.share_heaps()
 
     for name, config in configs.items():
         outcome = training.train(

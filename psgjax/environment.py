@@ -89,14 +89,13 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def keep_memory() -> None:
-    """Have glibc keep freed memory for the next call, instead of taking hundreds of MB from the kernel anew, page by page.
+def share_heaps() -> None:
+    """Have all threads take their memory from two of glibc's heaps, instead of one for each: they grow with a run otherwise.
 
-    On a CPU a call to the device takes its scratch memory from malloc, which by default maps and unmaps blocks of that size.
-    Elsewhere than under glibc this does nothing.
+    On a CPU the backend's threads take scratch memory from malloc, now one and now another. Elsewhere than under glibc this does
+    nothing; nor where a heap has been made already, so call it before the first program runs.
     """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    m_arena_max = -8  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_arena_max, 2)

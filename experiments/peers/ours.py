@@ -35,7 +35,7 @@ class Psgjax:
     chunk = 1
 
     def __init__(self, case: peers.Case) -> None:
-        environment.keep_memory()  # as the commands do
+        environment.share_heaps()  # as the commands do
         config = configuration(case)
         self.images = jnp.asarray(peers.images())
         run = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
