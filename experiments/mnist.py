@@ -211,7 +211,6 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
         check_out(options.out, configs, seeds)
         options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
-    environment.share_heaps()
 
     for name, config in configs.items():
         outcome = training.train(
@@ -234,8 +233,10 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: parse, run, and say in one line what went wrong."""
+    from psgjax.environment import share_heaps
     from psgjax.training import Diverged, Stop
 
+    share_heaps()
     stop = Stop()
     try:
         options = tyro.cli(Options, args=arguments, prog="python -m experiments.mnist", description=__doc__)
