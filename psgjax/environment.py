@@ -92,8 +92,8 @@ def use_compilation_cache() -> None:
 def share_heaps() -> None:
     """Have all threads take their memory from two of glibc's heaps, instead of one for each: they grow with a run otherwise.
 
-    On a CPU the backend's threads take scratch memory from malloc, now one and now another. Elsewhere than under glibc this does
-    nothing; nor where a heap has been made already, so call it before the first program runs.
+    On a CPU the backend's threads take scratch memory from malloc, now one and now another. A thread that has a heap keeps it, so
+    call this before the first program runs. Elsewhere than under glibc it does nothing.
     """
     m_arena_max = -8  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
