@@ -267,7 +267,7 @@ def time_convolution(case: Case, owner: str, layer: Any, direction: str, name: s
         for where in times:
             worker.call("time", where, 1, limit=options.limit)  # compiles
             once = worker.call("time", where, 2, limit=options.limit)
-            calls[where] = max(1, round(options.seconds / 2 / once))
+            calls[where] = max(1, round(options.seconds / 4 / once))
         spent = 0.0
         for _ in range(options.rounds):
             for where, taken in times.items():
