@@ -90,12 +90,13 @@ def use_compilation_cache() -> None:
 
 
 def share_heaps() -> None:
-    """Have all threads take their memory from two of glibc's heaps, instead of one for each: they grow with a run otherwise.
+    """Have all threads take their memory from a few of glibc's heaps, instead of one for each: they grow with a run otherwise.
 
-    On a CPU the backend's threads take scratch memory from malloc, now one and now another. A thread that has a heap keeps it, so
-    call this before the first program runs. Elsewhere than under glibc it does nothing.
+    One for the main thread, one for each thread that the CPU backend computes with, and one for all others: threads that compute
+    must not wait for each other's. A thread that has a heap keeps it, so call this before the first program runs. Elsewhere than
+    under glibc it does nothing.
     """
     m_arena_max = -8  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(m_arena_max, 2)
+        mallopt(m_arena_max, len(os.sched_getaffinity(0)) + 2)

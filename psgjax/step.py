@@ -25,6 +25,7 @@ from jax.tree_util import register_dataclass
 
 from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
+from psgjax.scoring import score_and_pull
 from psgjax.sharding import Shards
 
 Tree = Any
@@ -200,20 +201,22 @@ def _zero_metrics(config: Config) -> Tree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)
 
 
-def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards | None = None) -> Step:
+def make_step(
+    config: Config, image_shape: tuple[int, int, int], shards: Shards | None = None, platform: str | None = None
+) -> Step:
     """The update of a method as `step(state, images) -> (state, metrics)`.
 
     `images` is [n, B, H, W, C], uint8, or float in [-1, 1]; n = `method.discriminator_steps`. Pure: it can be jitted, mapped over
     replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`, of the last pass of D.
 
     With `shards`, the step of one device of a mesh, inside `jax.shard_map`: `images` are its share [n, b, H, W, C], the generators
-    of the state are its own, and everything else is the whole.
+    of the state are its own, and everything else is the whole. The platform is what the step is compiled for, the default one where
+    none is given.
     """
     method = config.method
     shards = shards or Shards()
     generator, discriminator = build(config, image_shape, "data" if shards.data > 1 else None)
     g_optimizer, d_optimizer = _optimizers(config)
-    outputs_needed = objectives.outputs_needed(method)
 
     def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
         def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
@@ -226,36 +229,11 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
     def normalised(params: Tree, vectors: spectral.Vectors, iterations: int) -> tuple[Tree, spectral.Vectors]:
         return spectral.normalise(params, vectors, iterations) if method.spectral_norm else (params, vectors)
 
-    def discriminate(params: Tree, x: jax.Array, stage: int | None = None) -> jax.Array:
-        return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
+    def discriminate(params: Tree, x: jax.Array) -> jax.Array:
+        return discriminator.apply({"params": params}, x)  # type: ignore[return-value]
 
     def score(params: Tree, images: jax.Array) -> jax.Array:
         return discriminate(params, images.reshape(-1, *images.shape[2:])).reshape(*images.shape[:2], -1)
-
-    def score_and_pull(params: Tree, images: jax.Array) -> tuple[jax.Array, Callable[..., tuple[Tree, jax.Array]]]:
-        """The outputs of D, and `pull(d_slopes, g_slopes)`: D's loss by its parameters, the generators' losses by the images.
-
-        Where there is one output an image, one pass back serves both sides: its derivatives by the activations are those of
-        that image alone, so they are weighted with D's slopes on the way to the parameters, with the generators' at the end.
-        """
-        if outputs_needed > 1:
-            outputs, pull = jax.vjp(score, params, images)
-            return outputs, lambda d_slopes, g_slopes: (pull(d_slopes)[0], pull(g_slopes)[1])
-        x, pulls = images.reshape(-1, *images.shape[2:]), []
-        for stage in range(discriminator.depth):
-            x, pull = jax.vjp(partial(discriminate, stage=stage), params, x)
-            pulls.append(pull)
-
-        def pull_both(d_slopes: jax.Array, g_slopes: jax.Array) -> tuple[Tree, jax.Array]:
-            slopes, grads = jnp.ones_like(x), []
-            for pull in reversed(pulls):
-                weights = d_slopes.reshape(-1, *(1 for _ in slopes.shape[1:])).astype(slopes.dtype)
-                grads.append(pull(weights * slopes)[0])
-                slopes = pull(slopes)[1]
-            shaped = g_slopes.reshape(*images.shape[:2], *(1 for _ in images.shape[2:]))
-            return jax.tree.map(lambda *leaves: sum(leaves), *grads), shaped * slopes.reshape(images.shape)
-
-        return x.reshape(*images.shape[:2], -1), pull_both
 
     def score_tuples(params: Tree, fakes: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The outputs of generated images [k, b, ...] and real ones [n, ...] from one pass of D: [k, b, O] and [1, n, O]."""
@@ -304,15 +282,11 @@ def make_step(config: Config, image_shape: tuple[int, int, int], shards: Shards 
         params, pull_norm, vectors = jax.vjp(
             lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
         )
-        fake_outputs, pull_fake = score_and_pull(params, fakes)
         real_part = shards.part(real[None], 1, "generator")
-        real_outputs, pull_real = jax.vjp(lambda params: score(params, real_part), params)
-        outputs = shards.gather(fake_outputs, real_outputs)
-        d_slopes, g_slopes, d_any, g_any, metrics = objectives.evaluate(method, outputs, other_key)
-        d_fake, d_real = shards.split(d_slopes)
-        from_fake, image_slopes = pull_fake(d_fake, shards.own(g_slopes))
-        (from_real,) = pull_real(d_real)
-        (d_grads,) = pull_norm(jax.tree.map(jnp.add, from_fake, from_real))
+        *outputs, pull_scores = score_and_pull(discriminator, params, fakes, real_part, platform)
+        d_slopes, g_slopes, d_any, g_any, metrics = objectives.evaluate(method, shards.gather(*outputs), other_key)
+        score_grads, image_slopes = pull_scores(*shards.split(d_slopes), shards.own(g_slopes))
+        (d_grads,) = pull_norm(score_grads)
         if method.loss == "wasserstein":
             extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
                 d.params
@@ -406,7 +380,8 @@ def make_run(
     `sharding.place_images` puts them. The results are those of one device, up to the rounding of sums.
     """
     shards = Shards() if mesh is None else Shards(mesh.shape["generator"], mesh.shape["data"])
-    step = make_step(config, image_shape, shards)
+    platform = None if mesh is None else mesh.devices.flat[0].platform
+    step = make_step(config, image_shape, shards, platform)
     per_step = (config.method.discriminator_steps, config.batch_size)
     per_epoch = config.steps_per_epoch(train_images)
 
@@ -437,5 +412,4 @@ def make_run(
         specs = jax.tree.map(lambda sharding: sharding.spec, layout(mesh, replicas))
         inputs, outputs = (specs, PartitionSpec("data"), PartitionSpec()), (specs, specs.metrics)
         mapped = jax.shard_map(mapped, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-    platform = None if mesh is None else mesh.devices.flat[0].platform
     return jax.jit(mapped, donate_argnums=0, compiler_options=conv.compiler_options(platform))
