@@ -323,7 +323,6 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     environment.use_compilation_cache()
-    environment.share_heaps()
     if options.task == "mnist":
         first = next((cell.config for cell in cells if cell.config), None)
         data = datasets.load(first.data if first else Data(), progress=tell)

@@ -87,7 +87,6 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     from psgjax import data, environment, step, training
 
     environment.use_compilation_cache()
-    environment.share_heaps()
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     config = next(iter(mnist.configure(options).values()))
     dataset = data.load(config.data)
@@ -97,6 +96,7 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     images = jnp.asarray(dataset.images)
     environment.forecast(1.0)
     program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
+    environment.trim_heaps()
     sizes: Any = program.memory_analysis()
     pipe.send((_resident(os.getpid()), sizes.temp_size_in_bytes))
 

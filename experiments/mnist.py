@@ -233,10 +233,8 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: parse, run, and say in one line what went wrong."""
-    from psgjax.environment import share_heaps
     from psgjax.training import Diverged, Stop
 
-    share_heaps()
     stop = Stop()
     try:
         options = tyro.cli(Options, args=arguments, prog="python -m experiments.mnist", description=__doc__)

@@ -316,7 +316,6 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     }
     check_out(options.out, configs)
     environment.use_compilation_cache()
-    environment.share_heaps()
     provenance = environment.provenance()
     data = stacked(digits, protocol.images, options.data_seed)
     classifier = for_data(digits, tell)

@@ -64,7 +64,6 @@ def run(options: Options, command: str, console: Console) -> None:
     from psgjax.evaluation import classifier as classifiers
 
     environment.use_compilation_cache()
-    environment.share_heaps()
     data = datasets.load(options.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
     console.print(f"training on {data.info['description']}", highlight=False, soft_wrap=True)
     if data.info["warning"]:

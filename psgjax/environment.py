@@ -89,14 +89,11 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def share_heaps() -> None:
-    """Have all threads take their memory from a few of glibc's heaps, instead of one for each: they grow with a run otherwise.
+def trim_heaps() -> None:
+    """Have glibc give back to the operating system what it keeps of freed memory: after compiling, say, that is much.
 
-    One for the main thread, one for each thread that the CPU backend computes with, and one for all others: threads that compute
-    must not wait for each other's. A thread that has a heap keeps it, so call this before the first program runs. Elsewhere than
-    under glibc it does nothing.
+    It keeps a heap for each thread, and a long run would hold ever more otherwise. Elsewhere than under glibc this does nothing.
     """
-    m_arena_max = -8  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(m_arena_max, len(os.sched_getaffinity(0)) + 2)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -29,7 +29,7 @@ from typing_extensions import Doc
 from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import device_name, forecast, use_compilation_cache
+from psgjax.environment import device_name, forecast, trim_heaps, use_compilation_cache
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
@@ -209,6 +209,7 @@ class _Loop:
                     for run, own in zip(self.runs, self._own(states), strict=False):
                         run.picture(0.0, np.asarray(self._grid(own)))
                 program = lowered.compile()
+                trim_heaps()
                 while step < config.steps:
                     called = time.monotonic()
                     count = min(count, self.per_epoch - step % self.per_epoch, config.steps - step)
@@ -225,6 +226,7 @@ class _Loop:
                         pending()
                         pending = None
                         self._save(states, time.monotonic() - started)
+                        trim_heaps()
                         saved_at = time.monotonic()
                     took = (time.monotonic() - called) / count
                     count = max(1, min(2 * count, int(_CALL_SECONDS / max(took, 1e-6))))

@@ -65,7 +65,10 @@ class Recorder:
 
 @pytest.mark.parametrize(
     ("platform", "counts", "barriers"),
-    [("tpu", [14, 5], 0), ("cpu", [14, 5, 4, 4, 3, 3, 2, 1, 1, 1], 8)],  # on a CPU all are looked at once for their size
+    [
+        ("tpu", [14, 5], 0),
+        ("cpu", [14, 5, 4, 4, 3, 3, 2, 1, 1, 1], 8),
+    ],  # on a CPU all are looked at once for their size
 )
 def test_only_a_cpu_takes_pieces_one_after_the_other_and_at_most_four(platform, counts, barriers, monkeypatch):
     monkeypatch.setattr(scoring, "_CACHED", 1)

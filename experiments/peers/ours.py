@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import lax
 
 from experiments import peers
-from psgjax import conv, environment, networks, step
+from psgjax import conv, networks, step
 from psgjax.config import Config, Network, named_method
 
 _MATMUL_SECONDS = 0.15
@@ -35,7 +35,6 @@ class Psgjax:
     chunk = 1
 
     def __init__(self, case: peers.Case) -> None:
-        environment.share_heaps()  # as the commands do
         config = configuration(case)
         self.images = jnp.asarray(peers.images())
         run = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
