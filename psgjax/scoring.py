@@ -77,12 +77,12 @@ def score_and_pull(
 
 def _pieces(stages: Sequence[Callable], params: Tree, images: jax.Array) -> int:
     """In how many pieces images [k, b, ...] go through D."""
-    x: Any = jax.ShapeDtypeStruct((images.shape[0] * images.shape[1], *images.shape[2:]), images.dtype)
-    widest = 0
+    count, widest = images.shape[0] * images.shape[1], 0
+    x: Any = jax.ShapeDtypeStruct((count, *images.shape[2:]), images.dtype)
     for stage in stages:
         x = jax.eval_shape(stage, params, x)
         widest = max(widest, x.size * x.dtype.itemsize)
-    return min(_PIECES, -(-widest // _CACHED))
+    return min(_PIECES, count, -(-widest // _CACHED))
 
 
 def _pull_piece(back: list[Callable], d: jax.Array, slopes: jax.Array | None) -> tuple[Tree, Any]:

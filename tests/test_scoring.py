@@ -77,3 +77,10 @@ def test_only_a_cpu_takes_pieces_one_after_the_other_and_at_most_four(platform, 
     program = jax.make_jaxpr(lambda *images: forward(*images)[:2])(jnp.zeros((2, 7, *SHAPE)), jnp.zeros((1, 5, *SHAPE)))
     assert recorder.counts == counts
     assert str(program).count("optimization_barrier") == barriers
+
+
+def test_no_piece_is_empty(monkeypatch):
+    monkeypatch.setattr(scoring, "_CACHED", 1)
+    recorder = Recorder()
+    scoring.score_and_pull(recorder, {}, jnp.zeros((2, 1, *SHAPE)), jnp.zeros((1, 1, *SHAPE)), "cpu")
+    assert recorder.counts == [2, 1, 1, 1, 1]
