@@ -1,12 +1,12 @@
 """experiments/footprint.py: a run is watched to its end, and a run that fails is an error; and memory given back."""
 
 import ctypes
-import os
+import subprocess
+import sys
 
 import pytest
 
 from experiments import footprint
-from psgjax import environment
 from psgjax.config import ConfigError
 
 TINY = ("--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
@@ -27,19 +27,29 @@ def test_a_run_that_fails_is_one_line(tmp_path):
         footprint.watch((*TINY, "--steps", "8", "--batch-size", "0"), tmp_path)
 
 
+HOARD = """
+import ctypes, os
+from experiments.footprint import _resident
+from psgjax.environment import trim_heaps
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+size, resident = 100_000, [_resident(os.getpid())]
+blocks = [libc.malloc(size) for _ in range(500)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+last = libc.malloc(size)  # what lies below it cannot be given back by itself
+for block in blocks:
+    libc.free(block)
+resident.append(_resident(os.getpid()))
+trim_heaps()
+print(*resident, _resident(os.getpid()))
+"""
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
 def test_freed_memory_is_given_back():
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    environment.trim_heaps()  # what others freed
-    size, before = 100_000, footprint._resident(os.getpid())
-    blocks = [libc.malloc(size) for _ in range(500)]
-    for block in blocks:
-        ctypes.memset(block, 1, size)
-    last = libc.malloc(size)  # what lies below it cannot be given back by itself
-    for block in blocks:
-        libc.free(block)
-    assert footprint._resident(os.getpid()) - before > 40e6
-    environment.trim_heaps()
-    assert footprint._resident(os.getpid()) - before < 10e6
-    libc.free(last)
+    text = subprocess.run([sys.executable, "-c", HOARD], capture_output=True, text=True, check=True).stdout
+    before, freed, trimmed = map(int, text.split())
+    assert freed - before > 40e6
+    assert trimmed - before < 10e6
