@@ -60,6 +60,7 @@ def score_and_pull(
 
     def pull(d_fake: jax.Array, d_real: jax.Array, g_slopes: jax.Array) -> tuple[Tree, jax.Array]:
         grads, by_images = jax.tree.map(jnp.zeros_like, params), list[jax.Array]()
+        # Generators have no losses by the real images: what stands in their place is not read.
         for i, (back, d, g) in enumerate(zip(pulls, cut(d_fake, d_real), cut(g_slopes, d_real), strict=True)):
             generated = i < counts[0]
             start = jnp.ones_like(g) if g.shape[-1] == 1 else g
