@@ -84,7 +84,8 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     import jax.numpy as jnp
 
     from experiments import mnist
-    from psgjax import data, environment, step, training
+    from psgjax import data, environment, training
+    from psgjax import state as states
 
     environment.use_compilation_cache()
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
@@ -92,7 +93,7 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     dataset = data.load(config.data)
     config = mnist.complete(options, config, dataset)
     shape = dataset.images.shape[1:]
-    state = jax.jit(lambda key: step.init(config, shape, key))(jax.random.key(config.seed))
+    state = jax.jit(lambda key: states.init(config, shape, key))(jax.random.key(config.seed))
     images = jnp.asarray(dataset.images)
     environment.forecast(1.0)
     program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()

@@ -21,7 +21,7 @@ from psgjax.evaluation import coverage
 if TYPE_CHECKING:
     import jax
 
-    from psgjax.step import TrainState
+    from psgjax.state import TrainState
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
@@ -114,6 +114,7 @@ class Trainer:
         import jax.numpy as jnp
 
         from psgjax import inference, step
+        from psgjax import state as states
 
         sampler = inference.make_sampler(config, SHAPE)
 
@@ -125,7 +126,7 @@ class Trainer:
         self.config, self.seeds = config, [config.seed + i for i in range(seeds)]
         self._per_epoch = config.steps_per_epoch(points)
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
-        self._init = jax.jit(jax.vmap(lambda key: step.init(config, SHAPE, key)), compiler_options=_ONCE)
+        self._init = jax.jit(jax.vmap(lambda key: states.init(config, SHAPE, key)), compiler_options=_ONCE)
         self._run = step.make_run(config, points, SHAPE, replicas=True)
         self._sample = jax.jit(jax.vmap(sample), compiler_options=_ONCE)
 

@@ -84,6 +84,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     from jax.experimental import topologies
 
     from psgjax import sharding, step
+    from psgjax import state as states
 
     chips = [int(text) for text in re.findall(r"\d+", topology.partition(":")[2])]
     # libtpu takes hosts of 2x2 chips for granted; fewer chips make a smaller host.
@@ -98,7 +99,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     if options.weak:
         config = dataclasses.replace(config, batch_size=config.batch_size * mesh.shape["data"])
     replicas = options.replicas if options.replicas > 1 else None
-    state = step.abstract(config, _SHAPE, mesh, replicas)
+    state = states.abstract(config, _SHAPE, mesh, replicas)
     rows = _IMAGES + -_IMAGES % mesh.shape["data"]
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     images = jax.ShapeDtypeStruct((rows, *_SHAPE), jnp.uint8, sharding=split)

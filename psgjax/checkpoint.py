@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from psgjax.config import ConfigError
-from psgjax.step import TrainState, from_numbers, numbers
+from psgjax.state import TrainState, from_numbers, numbers
 from psgjax.tracking import write_atomically
 
 Progress = dict[str, Any]

@@ -27,7 +27,8 @@ from psgjax import networks, objectives, spectral
 from psgjax.checkpoint import arrays, digest, leaf_name
 from psgjax.config import Config, ConfigError
 from psgjax.environment import versions
-from psgjax.step import TrainState, build, draw_latents, epoch_order, init, make_run, make_step, pass_keys, scale
+from psgjax.state import TrainState, build, init
+from psgjax.step import draw_latents, epoch_order, make_run, make_step, pass_keys, scale
 from psgjax.tracking import write_atomically
 
 Tree = Any

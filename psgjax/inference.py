@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from psgjax import networks, objectives, spectral
 from psgjax.config import Config
-from psgjax.step import Stream, TrainState, build, draw_latents, scale
+from psgjax.state import Stream, TrainState, build
+from psgjax.step import draw_latents, scale
 
 Tree = Any
 

@@ -19,7 +19,7 @@ from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import provenance, versions
-from psgjax.step import TrainState
+from psgjax.state import TrainState
 from psgjax.tracking import Line, MetricsFile, image_grid, read_lines, to_pixels, write_atomically, write_png
 
 

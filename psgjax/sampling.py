@@ -30,7 +30,7 @@ from psgjax.config import Config, ConfigError
 from psgjax.environment import use_compilation_cache
 from psgjax.inference import make_artist, make_sampler
 from psgjax.runfolder import read_config
-from psgjax.step import TrainState, init
+from psgjax.state import TrainState, init
 from psgjax.tracking import image_grid, write_atomically, write_png
 
 

@@ -35,7 +35,8 @@ from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference
 from psgjax.inference import make_artist, make_judge, make_sampler
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
-from psgjax.step import Stream, TrainState, draw_latents, init, make_run, placed
+from psgjax.state import Stream, TrainState, init, placed
+from psgjax.step import draw_latents, make_run
 from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_grid, write_png
 
 Tree = Any

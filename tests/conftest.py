@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from psgjax import step
+from psgjax import state as states
 from psgjax.config import METHODS, Config, Method, Network
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
@@ -60,12 +60,12 @@ def images() -> np.ndarray:
 
 @functools.cache
 def _init(config: Config):
-    return jax.jit(lambda key: step.init(config, SHAPE, key))
+    return jax.jit(lambda key: states.init(config, SHAPE, key))
 
 
 @functools.cache
 def first_state(config: Config):
-    """`step.init` on the test's images, compiled once a configuration, whatever its seed."""
+    """`state.init` on the test's images, compiled once a configuration, whatever its seed."""
     return _init(dataclasses.replace(config, seed=0))(jax.random.key(config.seed))
 
 

@@ -19,6 +19,7 @@ from conftest import SHAPE, first_state, leaves, same, tiny
 
 from experiments import tpu
 from psgjax import sharding
+from psgjax import state as states
 from psgjax import step as stepping
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import METHODS, Mesh, Network
@@ -32,8 +33,8 @@ def copied(state):
     return jax.tree.map(jnp.copy, state)
 
 
-def stacked(states):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+def stacked(members):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def seeds(config, count):
@@ -51,10 +52,10 @@ class OnMesh:
     def __init__(self, config, *sizes):
         replicas = sizes[0] > 1
         self.mesh = sharding.make_mesh(Mesh(*sizes), config, sizes[0])
-        self.layout = stepping.layout(self.mesh, replicas)
+        self.layout = states.layout(self.mesh, replicas)
         self.images = sharding.place_images(IMAGES, self.mesh)
-        states = seeds(config, sizes[0])
-        self.first = jax.device_put(stacked(states) if replicas else states[0], self.layout)
+        members = seeds(config, sizes[0])
+        self.first = jax.device_put(stacked(members) if replicas else members[0], self.layout)
         program = stepping.make_run(config, len(IMAGES), SHAPE, replicas, self.mesh)
         self.traced = program.trace(self.first, self.images, jnp.int32(2))
         self.compiled = self.traced.lower().compile()
@@ -157,7 +158,7 @@ def test_a_state_moves_between_meshes_and_through_a_checkpoint(tmp_path):
     assert same(jax.device_put(moved, one.layout), state)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, {})
-    made = jax.jit(lambda: stepping.init(config, SHAPE), out_shardings=eight.layout)
+    made = jax.jit(lambda: states.init(config, SHAPE), out_shardings=eight.layout)
     with Checkpoints(tmp_path) as checkpoints:
         restored, _ = checkpoints.restore(made.eval_shape())
     assert same(restored, state)
@@ -171,7 +172,7 @@ def test_a_state_moves_between_meshes_and_through_a_checkpoint(tmp_path):
 def test_a_state_is_made_on_its_mesh():
     config = tiny("psg-sn", batch_size=8, warmup_iterations=2)
     spread = OnMesh(config, 1, 2, 4)
-    made = jax.jit(lambda: stepping.init(config, SHAPE), out_shardings=spread.layout)()
+    made = jax.jit(lambda: states.init(config, SHAPE), out_shardings=spread.layout)()
     assert_close(config, jax.device_get((made,)), jax.device_get((spread.first,)))
     kernel = made.generators.params["Dense_0"]["kernel"]
     assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {1}
@@ -180,7 +181,7 @@ def test_a_state_is_made_on_its_mesh():
 def test_what_a_mesh_should_split_and_does_not_is_named():
     config = tiny("psg", batch_size=8)
     mesh = sharding.make_mesh(Mesh(1, 2, 4), config)
-    arguments = stepping.abstract(config, SHAPE), jax.ShapeDtypeStruct((84, *SHAPE), jnp.uint8)
+    arguments = states.abstract(config, SHAPE), jax.ShapeDtypeStruct((84, *SHAPE), jnp.uint8)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
@@ -191,9 +192,9 @@ def test_what_a_mesh_should_split_and_does_not_is_named():
             .compile()
         )
 
-    good = compiled(stepping.layout(mesh), split)
+    good = compiled(states.layout(mesh), split)
     assert tpu.not_split(good, *arguments, mesh) == []
-    bad = dataclasses.replace(stepping.layout(mesh), generators=whole)
+    bad = dataclasses.replace(states.layout(mesh), generators=whole)
     found = tpu.not_split(compiled(bad, whole), *arguments, mesh)
     assert len(found) == 1 + len(jax.tree.leaves(arguments[0].generators))
     assert all(".generators" in name for name in found[:-1])

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import bench, peers
 from experiments.peers import Case, Failed, TooSlow, Worker, flax_plain, ours
+from psgjax import state as states
 from psgjax import step
 
 METHODS = ("psg", "sngan", "gan")
@@ -24,7 +25,7 @@ def update(request, monkeypatch):
     """One update of psgjax: case, state before, uint8 images, latents, state after, metrics; D's u at its limit."""
     case = SMALL[request.param]
     config = ours.configuration(case)
-    state = jax.jit(lambda: step.init(config, peers.IMAGE_SHAPE, jax.random.key(2)))()
+    state = jax.jit(lambda: states.init(config, peers.IMAGE_SHAPE, jax.random.key(2)))()
     discriminator = state.discriminator
     if discriminator.spectral_vectors:  # there, power iterations in another order take the same sigma
         paths = jax.tree_util.tree_flatten_with_path(discriminator.params)[0]

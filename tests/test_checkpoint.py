@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 from conftest import SHAPE, first_state, same, tiny
 
-from psgjax import step as stepping
+from psgjax import state as states
 from psgjax.checkpoint import CheckpointError, Checkpoints
 
 CONFIG = tiny()
-LIKE = jax.eval_shape(lambda: stepping.init(CONFIG, SHAPE))
+LIKE = jax.eval_shape(lambda: states.init(CONFIG, SHAPE))
 
 
 def state_of(step):

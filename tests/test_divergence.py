@@ -12,6 +12,7 @@ from conftest import SHAPE, first_state, same, tiny
 from rich.console import Console
 
 from psgjax import divergence, training
+from psgjax import state as states
 from psgjax import step as stepping
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import Optimizer
@@ -63,7 +64,7 @@ def test_it_stops_at_the_first_update_that_fails_and_keeps_the_one_before(diverg
     kept, kept_state, batch, report = divergence.read(folder / "diverged.safetensors")
     assert (kept, report["step"]) == (config, failed)
     assert same(kept_state, before)
-    key = jax.random.fold_in(jax.random.fold_in(before.key, stepping.Stream.EPOCHS), (failed - 1) // 8)
+    key = jax.random.fold_in(jax.random.fold_in(before.key, states.Stream.EPOCHS), (failed - 1) // 8)
     start = (failed - 1) % 8 * 4
     np.testing.assert_array_equal(batch[0], images[jax.random.permutation(key, 32)[start : start + 4]])
     names = [f"{part}.{side}" for part in ("loss", "gated_loss") for side in ("discriminator", "generators")]

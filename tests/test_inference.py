@@ -7,6 +7,7 @@ import pytest
 from conftest import SHAPE, first_state, tiny
 
 from psgjax import inference, objectives, spectral
+from psgjax import state as states
 from psgjax import step as stepping
 
 
@@ -17,10 +18,10 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     monkeypatch.setattr(inference, "_BLOCK", 12)  # 30 images in blocks of 10, 7 in one
     judged = inference.make_judge(config, SHAPE)(state, images)
 
-    key = jax.random.fold_in(state.key, stepping.Stream.JUDGE)
+    key = jax.random.fold_in(state.key, states.Stream.JUDGE)
     fakes = inference.make_sampler(config, SHAPE)(state, stepping.draw_latents(config, key, count))
     tuples = jnp.concatenate([fakes, stepping.scale(images)[None]])
-    _, discriminator = stepping.build(config, SHAPE)
+    _, discriminator = states.build(config, SHAPE)
     params, _ = spectral.normalise(state.discriminator.params, state.discriminator.spectral_vectors, 0)
     outputs = discriminator.apply({"params": params}, tuples.reshape(-1, *SHAPE)).reshape(*tuples.shape[:2], -1)
     expected = objectives.accuracy(objectives.read_scores(config.method, outputs), key)

@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from experiments import mixture2d, mixtures
+from psgjax import state as states
 from psgjax import step
 from psgjax.config import METHODS, Config, Network, Optimizer
 
@@ -55,14 +56,14 @@ def test_a_seed_of_many_is_the_run_of_that_seed_alone():
     softmax does not see it, and Adam makes steps of the noise that is its gradient.
     """
     many, points = config("psg-sn", seed=5), mixtures.draw(mixtures.MIXTURES["ring"], 1000, jax.random.key(0))
-    states = mixtures.Trainer(many, seeds=2, points=1000, samples=200).train(points, QUIET, "psg-sn")
+    trained = mixtures.Trainer(many, seeds=2, points=1000, samples=200).train(points, QUIET, "psg-sn")
     one = dataclasses.replace(many, seed=6)
     run, per_epoch = step.make_run(one, 1000, mixtures.SHAPE), one.steps_per_epoch(1000)
-    state, _ = run(step.init(one, mixtures.SHAPE), points, jnp.int32(per_epoch))
+    state, _ = run(states.init(one, mixtures.SHAPE), points, jnp.int32(per_epoch))
     state, _ = run(state, points, jnp.int32(one.steps - per_epoch))
-    assert states.step.tolist() == [one.steps] * 2
-    np.testing.assert_array_equal(jax.random.key_data(states.key)[1], jax.random.key_data(state.key))
-    leaves = [jax.tree.leaves(tree.generators.params) for tree in (states, state)]
+    assert trained.step.tolist() == [one.steps] * 2
+    np.testing.assert_array_equal(jax.random.key_data(trained.key)[1], jax.random.key_data(state.key))
+    leaves = [jax.tree.leaves(tree.generators.params) for tree in (trained, state)]
     for both, alone in zip(*leaves, strict=True):
         np.testing.assert_allclose(both[1], alone, rtol=1e-4, atol=1e-5)
         assert not np.allclose(both[0], alone, rtol=1e-2)

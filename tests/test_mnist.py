@@ -21,7 +21,7 @@ from experiments import mnist
 from psgjax import runfolder, sampling
 from psgjax.checkpoint import Checkpoints
 from psgjax.config import METHODS, Config, Method, from_json, to_json
-from psgjax.step import init
+from psgjax.state import init
 from psgjax.tracking import read_lines
 
 SMALL = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "8", "--evaluation-epochs", "0"]

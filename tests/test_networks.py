@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny
 
 from psgjax import inference, networks
+from psgjax import state as states
 from psgjax import step as stepping
 from psgjax.config import ConfigError, Network
 
@@ -38,7 +39,7 @@ def test_the_mlp_has_the_documented_parameters():
 @pytest.mark.parametrize("name", ["dcgan28", "sngan32", "infogan28", "mlp"])
 def test_every_network_trains_on_28x28(name):
     config = tiny("psg-sn", network=Network(name, width=4, latent_size=5))
-    state = jax.eval_shape(lambda: stepping.init(config, SHAPE))
+    state = jax.eval_shape(lambda: states.init(config, SHAPE))
     batch = jax.ShapeDtypeStruct((1, 4, *SHAPE), jnp.uint8)
     after, _ = jax.eval_shape(stepping.make_step(config, SHAPE), state, batch)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)

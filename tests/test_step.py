@@ -12,6 +12,7 @@ import pytest
 from conftest import SHAPE, first_state, same, tiny
 
 from psgjax import inference, objectives, spectral
+from psgjax import state as states
 from psgjax import step as stepping
 from psgjax.config import METHODS, Method, Network, Optimizer
 
@@ -65,7 +66,7 @@ def test_k_vmapped_generators_equal_k_separate_ones(images):
     config = tiny("stackelberg", generators=3)
     before = first_state(config)
     after, _ = one_step(config, images)
-    generator, discriminator = stepping.build(config, SHAPE)
+    generator, discriminator = states.build(config, SHAPE)
     latents = latents_of(config, before)
     optimizer = optax.adam(2e-4, b1=0.5, b2=0.999)
 
@@ -91,7 +92,7 @@ def test_gan_equals_a_textbook_step(images):
     config = tiny("gan")
     before = first_state(config)
     after, metrics = one_step(config, images)
-    generator, discriminator = stepping.build(config, SHAPE)
+    generator, discriminator = states.build(config, SHAPE)
     g_params, stats = jax.tree.map(lambda leaf: leaf[0], (before.generators.params, before.generators.batch_stats))
     real = jnp.asarray(images[:4], jnp.float32) / 127.5 - 1
     latents = latents_of(config, before)[0]
@@ -211,7 +212,7 @@ def test_the_gradient_penalty_by_its_definition(images):
     state = first_state(config)
     with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", gradient_penalty=0.0, **options)))
     difference = jax.tree.map(lambda a, b: 2 * (a - b), first_moments(with_penalty)[0], first_moments(without)[0])
-    generator, discriminator = stepping.build(config, SHAPE)
+    generator, discriminator = states.build(config, SHAPE)
     latents_key, other_key = stepping.pass_keys(state, 0)
     variables = {"params": state.generators.params, "batch_stats": state.generators.batch_stats}
     latents = stepping.draw_latents(config, latents_key, 4)[0]
@@ -276,7 +277,7 @@ def test_a_run_equals_the_loop_of_steps_and_epochs_visit_every_image_once(images
     config = tiny()
     _, run = run_of(config, images)
     state = first_state(config)
-    order_key = jax.random.fold_in(jax.random.fold_in(state.key, stepping.Stream.EPOCHS), 0)
+    order_key = jax.random.fold_in(jax.random.fold_in(state.key, states.Stream.EPOCHS), 0)
     order = np.asarray(jax.random.permutation(order_key, len(images)))
     assert sorted(order) == list(range(32))
     step = jax.jit(stepping.make_step(config, SHAPE))

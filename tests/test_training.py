@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments import status_of
 from psgjax import runfolder, training
-from psgjax import step as stepping
+from psgjax import state as states
 from psgjax.checkpoint import CheckpointError, Checkpoints, digest
 from psgjax.config import ConfigError, Network
 from psgjax.data import Dataset
@@ -63,7 +63,7 @@ def train(config, data, folder, stop=None, seeds=()):
 
 
 def final_state(config, folder):
-    like = jax.eval_shape(lambda: stepping.init(config, SHAPE))
+    like = jax.eval_shape(lambda: states.init(config, SHAPE))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoints.restore(like)[0]
 
@@ -282,7 +282,7 @@ def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
         Checkpoints(tmp_path / "run/checkpoints") as checkpoints,
         pytest.raises(CheckpointError, match=r"holds float32\[.*this run needs"),
     ):
-        checkpoints.restore(jax.eval_shape(lambda: stepping.init(wider, SHAPE)))
+        checkpoints.restore(jax.eval_shape(lambda: states.init(wider, SHAPE)))
 
 
 def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):

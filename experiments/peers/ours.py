@@ -16,6 +16,7 @@ from jax import lax
 
 from experiments import peers
 from psgjax import conv, networks, step
+from psgjax import state as states
 from psgjax.config import Config, Network, named_method
 
 _MATMUL_SECONDS = 0.15
@@ -39,9 +40,9 @@ class Psgjax:
         self.images = jnp.asarray(peers.images())
         run = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
         if case.replicas == 1:
-            self.state = jax.jit(lambda: step.init(config, peers.IMAGE_SHAPE))()
+            self.state = jax.jit(lambda: states.init(config, peers.IMAGE_SHAPE))()
         else:
-            init = jax.jit(jax.vmap(partial(step.init, config, peers.IMAGE_SHAPE)))
+            init = jax.jit(jax.vmap(partial(states.init, config, peers.IMAGE_SHAPE)))
             self.state = init(jax.random.split(jax.random.key(0), case.replicas))
         started = time.perf_counter()
         self.program = run.lower(self.state, self.images, jnp.int32(1)).compile()
@@ -97,7 +98,7 @@ def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
         return outputs
 
     lists = []
-    for module, example in zip(step.build(config, peers.IMAGE_SHAPE), inputs, strict=True):
+    for module, example in zip(states.build(config, peers.IMAGE_SHAPE), inputs, strict=True):
         found = []
         with nn.intercept_methods(record):
             jax.eval_shape(partial(module.init, jax.random.key(0)), example)
@@ -121,7 +122,7 @@ def operations(case: peers.Case) -> int:
 def xla_operations(case: peers.Case) -> float:
     """What XLA counts in the same update as it is handed over: elementwise arithmetic too, but no taps that fall on padding."""
     config = configuration(case)
-    state = jax.eval_shape(lambda: step.init(config, peers.IMAGE_SHAPE))
+    state = jax.eval_shape(lambda: states.init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
     lowered = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).lower(state, images)
     return case.replicas * float((lowered.cost_analysis() or {}).get("flops", float("nan")))

@@ -1,0 +1,165 @@
+"""The state that an update changes, what it is made of, and where it lives on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import register_dataclass
+
+from psgjax import networks, objectives, spectral
+from psgjax.config import Config
+
+Tree = Any
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Generators:
+    """K generators as one tree: every leaf has a leading axis K."""
+
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    average: Tree  # exponential moving average of the parameters; an empty tree where none is kept
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Discriminator:
+    """The one discriminator; its parameters are raw, never the normalised ones."""
+
+    params: Tree
+    opt_state: Tree
+    spectral_vectors: spectral.Vectors  # empty without spectral normalisation
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that an update changes, and the key from which all its random numbers follow."""
+
+    step: jax.Array  # int32 []: generator updates so far
+    key: jax.Array  # typed key []: never changes
+    generators: Generators
+    discriminator: Discriminator
+    metrics: Tree  # sums over the updates of the current epoch
+
+
+class Stream(IntEnum):
+    """What random numbers are for: each use folds its own number into the key of a state."""
+
+    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES = range(6)
+
+
+def optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for the generators and for D, with their schedules."""
+
+    def adam(rate: float, updates: int) -> optax.GradientTransformation:
+        schedule = optax.linear_schedule(rate, 0.0, updates) if config.optimizer.schedule == "linear" else rate
+        return optax.adam(schedule, b1=config.optimizer.beta1, b2=config.optimizer.beta2)
+
+    rate = config.optimizer.learning_rate
+    d_rate = config.optimizer.discriminator_learning_rate or rate
+    return adam(rate, config.steps), adam(d_rate, config.steps * config.method.discriminator_steps)
+
+
+def build(
+    config: Config, image_shape: tuple[int, int, int], axis_name: str | None = None
+) -> tuple[networks.Generator, networks.Discriminator]:
+    """The generator and discriminator modules of a run."""
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
+    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype, axis_name)
+
+
+def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | None = None) -> TrainState:
+    """The state before the first update: everything follows from `config.seed`, or from `key` (mapped over, for many seeds)."""
+    generator, discriminator = build(config, image_shape)
+    g_optimizer, d_optimizer = optimizers(config)
+    key = jax.random.key(config.seed) if key is None else key
+    g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, Stream.INIT), 3)
+    latents = jnp.zeros((2, config.network.latent_size))
+    variables = jax.vmap(lambda k: generator.init(k, latents))(jax.random.split(g_key, config.method.generators))
+    padded = networks.pad_to(jnp.zeros((1, *image_shape)), config.network)
+    d_params = discriminator.init(d_key, padded)["params"]
+    vectors: spectral.Vectors = {}
+    if config.method.spectral_norm:
+        vectors = spectral.init(d_params, u_key)
+        _, vectors = spectral.normalise(d_params, vectors, config.method.warmup_iterations)
+    g_params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        generators=Generators(
+            g_params,
+            variables.get("batch_stats", {}),
+            jax.vmap(g_optimizer.init)(g_params),
+            jax.tree.map(jnp.copy, g_params) if config.optimizer.average_decay else {},
+        ),
+        discriminator=Discriminator(d_params, d_optimizer.init(d_params), vectors),
+        metrics=_zero_metrics(config),
+    )
+
+
+def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
+    """Where a state lives on a mesh: a `TrainState` with one `NamedSharding` in place of each of its parts.
+
+    It is what `jax.device_put` and `jax.jit` take to put a state on a mesh; `jit(init, out_shardings=...)` makes one there, on
+    several processes too. With `replicas`, of states with a leading axis of replicas.
+    """
+    lead = ("replica",) if replicas else ()
+    whole, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (lead, (*lead, "generator")))
+    return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
+
+
+def numbers(state: TrainState) -> TrainState:
+    """A state with its key as numbers, uint32 [..., 2]: plain arrays alone, which any process can save and any mesh take."""
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
+
+
+def from_numbers(state: TrainState) -> TrainState:
+    """The reverse of `numbers`."""
+    return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
+
+
+def placed(state: TrainState, mesh: jax.sharding.Mesh, replicas: bool = False) -> TrainState:
+    """A state put on a mesh as `layout` says; with several processes the first one's, whatever the others give."""
+    arrays = jax.tree.map(np.asarray, numbers(state))
+    if jax.process_count() > 1:
+        arrays = multihost_utils.broadcast_one_to_all(arrays)
+    return jax.jit(from_numbers, out_shardings=layout(mesh, replicas))(arrays)
+
+
+def abstract(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    mesh: jax.sharding.Mesh | None = None,
+    replicas: int | None = None,
+) -> TrainState:
+    """A state without its numbers: shapes and dtypes, where it lives on a mesh, and with a leading axis of so many replicas."""
+    state = jax.eval_shape(lambda: init(config, image_shape))
+    if replicas is not None:
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), state)
+    if mesh is None:
+        return state
+
+    def place(sharding: NamedSharding, part: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
+
+    return jax.tree.map(place, layout(mesh, replicas is not None), state)
+
+
+def _zero_metrics(config: Config) -> Tree:
+    count = config.method.generators
+    outputs = jnp.zeros((count + 1, 1, objectives.outputs_needed(config.method)))
+    *_, metrics = jax.eval_shape(partial(objectives.evaluate, config.method), outputs, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)
