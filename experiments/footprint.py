@@ -97,6 +97,7 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     images = jnp.asarray(dataset.images)
     environment.forecast(1.0)
     program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
+    environment.keep_heaps()
     environment.trim_heaps()
     sizes: Any = program.memory_analysis()
     pipe.send((_resident(os.getpid()), sizes.temp_size_in_bytes))

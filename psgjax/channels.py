@@ -1,4 +1,4 @@
-"""What a channel's pixels share: biases and batch statistics, with the sums over pixels that both need.
+"""Products with channels, and what a channel's pixels share: biases and batch statistics, with the sums over pixels of both.
 
 Arrays are [..., C]. On a CPU the backend's own sum over all axes but the last is slow, one thread and memory bound: `sums` adds up
 sixteen blocks first, elementwise, which is some ten times faster and, as a shallow tree, more exact.
@@ -47,6 +47,27 @@ def _add_bias_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply x [n, A] by a kernel [A, B]. Its gradient in the kernel is [A, B] in memory too.
+
+    Reverse mode's own is the transpose of [B, A], which all three of Adam's updates would read across its rows.
+    """
+    return x @ kernel
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return grad @ kernel.T, x.T @ grad
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

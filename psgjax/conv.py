@@ -57,6 +57,16 @@ def up(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     return _up(features, kernel, stride)
 
 
+def held(*arrays: jax.Array) -> Any:
+    """On a CPU, keep the arrays in memory: left alone, its compiler computes elementwise work anew in each operation that reads it.
+
+    Around a reshape it also keeps elementwise work in the shape that has the channels, where it is vectorised. So with
+    `compiler_options`; elsewhere, and without them, this does nothing. One array, or a tuple of several; their gradients too.
+    """
+    given = arrays if len(arrays) > 1 else arrays[0]
+    return lax.platform_dependent(given, cpu=lax.optimization_barrier, default=lambda given: given)
+
+
 def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, stride: int) -> None:
     if any(n % stride for n in (*size, *kernel.shape[:2])) or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(
@@ -68,17 +78,17 @@ def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, s
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _held(_lowered("down", stride, kernel.shape[0])(images, kernel))
+    return held(_lowered("down", stride, kernel.shape[0])(images, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _up(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _held(_lowered("up", stride, kernel.shape[0])(features, kernel))
+    return held(_lowered("up", stride, kernel.shape[0])(features, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate(images: jax.Array, features: jax.Array, stride: int, size: int) -> jax.Array:
-    return _held(_lowered("correlate", stride, size)(images, features))
+    return held(_lowered("correlate", stride, size)(images, features))
 
 
 def _down_forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple:
@@ -113,15 +123,6 @@ _up.defvjp(_up_forward, _up_backward)
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
-def _held(*arrays: jax.Array) -> Any:
-    """On a CPU, keep the arrays in memory: left alone, its compiler computes elementwise work anew in each operation that reads it.
-
-    So with `compiler_options`; elsewhere, and without them, this does nothing. One array, or a tuple of several.
-    """
-    given = arrays if len(arrays) > 1 else arrays[0]
-    return lax.platform_dependent(given, cpu=lax.optimization_barrier, default=lambda given: given)
-
-
 def _lowered(name: str, stride: int, size: int) -> _Map:
     """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
     forms = {
@@ -133,7 +134,7 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(*_held(a, b), cpu=cpu, default=native)
+        return lax.platform_dependent(*held(a, b), cpu=cpu, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
@@ -183,18 +184,30 @@ def _pads(stride: int, size: int) -> tuple[int, int]:
 
 
 def _patches(images: jax.Array, stride: int, size: int) -> jax.Array:
-    """What the kernel sees at each place: [B, H / stride, W / stride, size * size * C], in the kernel's order."""
-    _, height, width, _ = images.shape
-    pads = _pads(stride, size)
+    """What the kernel sees at each place: [B * H / stride * W / stride, size * size * C], in the order of `_taps`."""
+    batch, height, width, channels = images.shape
+    pads, count = _pads(stride, size), size // stride
+    rows, columns = height // stride, width // stride
     padded = jnp.pad(images, ((0, 0), pads, pads, (0, 0)))
-    taps = [padded[:, r : r + height : stride, c : c + width : stride] for r in range(size) for c in range(size)]
-    return jnp.concatenate(taps, -1)
+    blocks = padded.reshape(batch, rows + count - 1, stride, columns + count - 1, stride, channels).swapaxes(2, 3)
+    blocks = blocks.reshape(*blocks.shape[:3], -1)
+    shifted = [blocks[:, r : r + rows, c : c + columns] for r in range(count) for c in range(count)]
+    return jnp.concatenate(shifted, -1).reshape(batch * rows * columns, -1)
+
+
+def _taps(kernel: jax.Array, stride: int) -> jax.Array:
+    """The kernel [k, k, C, D] as [k * k * C, D], its taps by blocks of stride x stride: these fall on one pixel's phases."""
+    count = len(kernel) // stride
+    blocks = kernel.reshape(count, stride, count, stride, *kernel.shape[2:]).swapaxes(1, 2)
+    return blocks.reshape(-1, kernel.shape[3])
 
 
 def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     if kernel.shape[2] >= _NARROW:
         return _down_native(images, kernel, stride=stride, size=size)
-    return _patches(images, stride, size) @ kernel.reshape(-1, kernel.shape[3])
+    batch, height, width, _ = images.shape
+    features = _patches(images, stride, size) @ _taps(kernel, stride)
+    return features.reshape(batch, height // stride, width // stride, -1)
 
 
 def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
@@ -218,9 +231,7 @@ def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
 def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     batch, height, width, _ = features.shape
     channels, count = kernel.shape[2], size // stride
-    # Taps that fall on the same phase of the stride stay together: what they give is a block of stride x stride pixels.
-    taps = kernel.reshape(count, stride, count, stride, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    products = jnp.split(features @ taps.reshape(size * size * channels, -1).T, count * count, -1)
+    products = jnp.split(features @ _taps(kernel, stride).T, count * count, -1)
     total = sum(
         jnp.pad(products[r * count + c], ((0, 0), (r, count - 1 - r), (c, count - 1 - c), (0, 0)))
         for r in range(count)
@@ -235,9 +246,10 @@ def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int, size: in
 
 def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
     if images.shape[3] < _NARROW:
-        columns = features.reshape(-1, features.shape[3])
-        patches = _patches(images, stride, size).reshape(len(columns), -1)
-        return (patches.T @ columns).reshape(size, size, images.shape[3], -1)
+        taps = _patches(images, stride, size).T @ features.reshape(-1, features.shape[3])
+        count = size // stride
+        blocks = taps.reshape(count, count, stride, stride, images.shape[3], -1)
+        return blocks.swapaxes(1, 2).reshape(size, size, images.shape[3], -1)
     # The channels are the batch of this convolution, and the batch its channels.
     images, features = images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)
     pads = [_pads(stride, size)] * 2

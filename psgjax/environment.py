@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SHARE_OF_PEAK = 0.45  # of the matmul rate that a step reaches, roughly: for the forecast alone
 
 
@@ -89,11 +90,26 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def keep_heaps() -> None:
+    """Have glibc keep freed memory in its heaps, until `trim_heaps`, for the next operation that asks for as much.
+
+    Left alone it may give the end of a heap back after an operation and take it anew for the next, page by page, zeroed each time:
+    whether it does depends on the sizes that happen to be freed first. Elsewhere than under glibc this does nothing.
+    """
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # as far as it grows by itself
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
 def trim_heaps() -> None:
     """Have glibc give back to the operating system what it keeps of freed memory: after compiling, say, that is much.
 
     It keeps a heap for each thread, and a long run would hold ever more otherwise. Elsewhere than under glibc this does nothing.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") else None

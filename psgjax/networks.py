@@ -9,6 +9,7 @@ batch normalisation, so each of their scores depends on one image alone; they ca
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from psgjax.config import ConfigError, Network
 Tree = Any
 
 _NORMAL = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
+
+Dense = partial(nn.Dense, dot_general=lambda x, kernel, *_, **__: channels.product(x, kernel))
 
 
 class Down(nn.Module):
@@ -106,12 +109,12 @@ class ConvGenerator(nn.Module):
 
         x = latents
         for features in self.hidden:
-            x = activate(nn.Dense(features, use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x))
+            x = activate(Dense(features, use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x))
         height, width, colours = self.image_shape
         levels = len(self.channels) - (1 if self.last_conv else 0)
         height, width = height >> levels, width >> levels
-        x = nn.Dense(height * width * self.channels[0], use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x)
-        x = activate(x.reshape(-1, height, width, self.channels[0]))
+        x = Dense(height * width * self.channels[0], use_bias=False, kernel_init=_NORMAL, dtype=self.dtype)(x)
+        x = activate(conv.held(x.reshape(-1, height, width, self.channels[0])))
         for features in self.channels[1:]:
             x = activate(Up(features, dtype=self.dtype)(x))
         last = (
@@ -152,8 +155,8 @@ class ConvDiscriminator(nn.Module):
 
         def connect(x: jax.Array, i: int) -> jax.Array:
             features = (*self.hidden, self.outputs)[i]
-            dense = nn.Dense(features, kernel_init=_NORMAL, dtype=self.dtype, name=f"Dense_{i}")
-            x = dense(x.reshape(len(x), -1))
+            dense = Dense(features, kernel_init=_NORMAL, dtype=self.dtype, name=f"Dense_{i}")
+            x = dense(conv.held(x).reshape(len(x), -1))
             return nn.leaky_relu(x, self.slope) if i < len(self.hidden) else x.astype(jnp.float32)
 
         for i in range(self.depth) if stage is None else (stage,):
@@ -179,9 +182,9 @@ class MLP(nn.Module):
         for i in range(self.depth) if stage is None else (stage,):
             x = x.reshape(x.shape[0], -1)  # (an exported program's batch has no length)
             if i < self.depth - 1:
-                x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name=f"Dense_{i}")(x))
+                x = nn.relu(Dense(self.width, dtype=self.dtype, name=f"Dense_{i}")(x))
             else:
-                x = nn.Dense(math.prod(self.shape), dtype=self.dtype, name=f"Dense_{i}")(x)
+                x = Dense(math.prod(self.shape), dtype=self.dtype, name=f"Dense_{i}")(x)
                 x = x.astype(jnp.float32).reshape(-1, *self.shape)
         return x
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
-from psgjax.scoring import score_and_pull
+from psgjax.passes import generate_and_pull, score_and_pull
 from psgjax.sharding import Shards
 from psgjax.state import Discriminator, Generators, Stream, TrainState, build, layout, optimizers
 
@@ -69,13 +69,8 @@ def make_step(
     generator, discriminator = build(config, image_shape, "data" if shards.data > 1 else None)
     g_optimizer, d_optimizer = optimizers(config)
 
-    def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
-        def one(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
-            variables = {"params": params, "batch_stats": batch_stats}
-            images, updated = generator.apply(variables, latents, mutable=["batch_stats"])
-            return images, updated.get("batch_stats", {})
-
-        return jax.vmap(one)(params, batch_stats, latents)
+    def generate(g: Generators, latents: jax.Array) -> tuple[jax.Array, Tree, Callable[[jax.Array], Tree]]:
+        return generate_and_pull(generator, g.params, g.batch_stats, latents, platform)
 
     def normalised(params: Tree, vectors: spectral.Vectors, iterations: int) -> tuple[Tree, spectral.Vectors]:
         return spectral.normalise(params, vectors, iterations) if method.spectral_norm else (params, vectors)
@@ -127,9 +122,7 @@ def make_step(
         g, d = state.generators, state.discriminator
         real = networks.pad_to(scale(images[0]), config.network)
         latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
-        fakes, pull_generators, batch_stats = jax.vjp(
-            lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
-        )
+        fakes, batch_stats, pull_generators = generate(g, latents)
         params, pull_norm, vectors = jax.vjp(
             lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
         )
@@ -143,7 +136,7 @@ def make_step(
                 d.params
             )
             d_grads = jax.tree.map(jnp.add, d_grads, extra)
-        (g_grads,) = pull_generators(image_slopes)
+        g_grads = pull_generators(image_slopes)
         state = dataclasses.replace(
             state,
             generators=update_generators(g, batch_stats, g_grads, g_any),
@@ -160,7 +153,7 @@ def make_step(
             real = networks.pad_to(scale(batch), config.network)
             latents_key, other_key = pass_keys(state, index)
             latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
-            fakes, _ = generate(g.params, g.batch_stats, latents)
+            fakes, *_ = generate(g, latents)
             params, pull_norm, vectors = jax.vjp(
                 lambda params: normalised(params, d.spectral_vectors, method.power_iterations), d.params, has_aux=True
             )
@@ -181,14 +174,12 @@ def make_step(
         real = networks.pad_to(scale(images[-1]), config.network)
         latents_key, other_key = pass_keys(state, method.discriminator_steps)
         latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
-        fakes, pull_generators, batch_stats = jax.vjp(
-            lambda params: generate(params, g.batch_stats, latents), g.params, has_aux=True
-        )
+        fakes, batch_stats, pull_generators = generate(g, latents)
         params, _ = normalised(d.params, d.spectral_vectors, 0)
         fake_outputs, pull_fake = jax.vjp(lambda images: score(params, images), fakes)
         outputs = shards.gather(fake_outputs, score(params, shards.part(real[None], 1, "generator")))
         _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, other_key)
-        (g_grads,) = pull_generators(*pull_fake(shards.own(g_slopes)))
+        g_grads = pull_generators(*pull_fake(shards.own(g_slopes)))
         return dataclasses.replace(
             state, generators=update_generators(g, batch_stats, g_grads, g_any), discriminator=d
         ), metrics

@@ -29,7 +29,7 @@ from typing_extensions import Doc
 from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import device_name, forecast, trim_heaps, use_compilation_cache
+from psgjax.environment import device_name, forecast, keep_heaps, trim_heaps, use_compilation_cache
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
@@ -42,7 +42,7 @@ from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_
 Tree = Any
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
-_CALL_SECONDS = 2.0  # the length of one call to the device: what a signal may have to wait for, twice
+_CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may have to wait for, twice
 _GRID = 32  # images a generator in a sample grid
 _NEIGHBOURS = 12  # samples of each generator shown above their nearest training images
 _IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
@@ -210,6 +210,7 @@ class _Loop:
                     for run, own in zip(self.runs, self._own(states), strict=False):
                         run.picture(0.0, np.asarray(self._grid(own)))
                 program = lowered.compile()
+                keep_heaps()
                 trim_heaps()
                 while step < config.steps:
                     called = time.monotonic()

@@ -87,7 +87,10 @@ def collectives(program, mesh):
 
 
 def predicted(config, mesh):
-    """One exchange of scores for each pass of D, its gradients; along `data` the generators', two norms each way, the images."""
+    """One exchange of scores for each pass of D, its gradients; along `data` the generators', two norms each way, the images.
+
+    The norms are those of each generator, since on a CPU these take turns.
+    """
     simultaneous = config.method.update_order == "simultaneous"
     passes = 1 if simultaneous else 2
     split = " ".join(axis for axis in ("generator", "data") if mesh.shape[axis] > 1)
@@ -103,7 +106,8 @@ def predicted(config, mesh):
     if "data" in split:
         together = simultaneous and split == "data"  # both sides' gradients, along one axis and at one time
         expected["all-reduce", "data"] += 0 if together else 1
-        expected["all-reduce", "data"] += 2 * passes + 2 if config.network.name == "dcgan28" else 0
+        in_turn = config.method.generators // mesh.shape["generator"]
+        expected["all-reduce", "data"] += in_turn * (2 * passes + 2) if config.network.name == "dcgan28" else 0
         expected["reduce-scatter", "data"] += 1
     return expected
 

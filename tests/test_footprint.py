@@ -27,6 +27,7 @@ def test_a_run_that_fails_is_one_line(tmp_path):
         footprint.watch((*TINY, "--steps", "8", "--batch-size", "0"), tmp_path)
 
 
+GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
 HOARD = """
 import ctypes, os
 from experiments.footprint import _resident
@@ -47,9 +48,48 @@ print(*resident, _resident(os.getpid()))
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
+@GLIBC
 def test_freed_memory_is_given_back():
-    text = subprocess.run([sys.executable, "-c", HOARD], capture_output=True, text=True, check=True).stdout
-    before, freed, trimmed = map(int, text.split())
+    before, freed, trimmed = map(int, printed(HOARD))
     assert freed - before > 40e6
     assert trimmed - before < 10e6
+
+
+AGAIN = """
+import ctypes, resource, sys
+from psgjax.environment import keep_heaps
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def use(size, count):
+    blocks = [libc.malloc(size) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "kept":
+    keep_heaps()
+use(1_000_000, 1)  # by which glibc would decide how much it keeps
+use(900_000, 20)
+before = faults()
+for _ in range(10):
+    use(900_000, 20)
+print((faults() - before) * resource.getpagesize())
+"""
+
+
+@GLIBC
+def test_memory_that_is_asked_for_again_is_kept():
+    (kept,), (given_back,) = (map(int, printed(AGAIN, how)) for how in ("kept", "left alone"))
+    assert kept < 5e6 < 100e6 < given_back  # bytes zeroed by the operating system, of 180 MB asked for
+
+
+def printed(script, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    ).stdout.split()

@@ -1,7 +1,7 @@
-"""The discriminator's pass over generated and real images, and the way back through it, which serves both sides of an update.
+"""The passes through the generators and the discriminator, and the ways back through them.
 
-On a CPU the images go through D in pieces, one after the other: what a layer leaves is then still in the processor's cache when
-the next one reads it. Elsewhere they go all at once.
+On a CPU the generators take turns, and the images go through D in pieces, one after the other: what a layer leaves is then still
+in the processor's cache when the next one reads it. Elsewhere the generators are mapped, and the images go all at once.
 """
 
 from __future__ import annotations
@@ -13,18 +13,73 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psgjax.networks import Discriminator
+from psgjax.networks import Discriminator, Generator
 
 Tree = Any
-Pull = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
+PullImages = Callable[[jax.Array], Tree]
+PullScores = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
 
 _CACHED = 4 * 2**20  # bytes that the widest layer gives for a piece: caches hold these, and what is made of them
 _PIECES = 4  # at most, of the generated and of the real images: each is compiled by itself
 
 
+def _in_turn(value: Tree, done: Tree) -> tuple[Tree, Tree]:
+    """Both as they are, the first not before the second has been computed."""
+    return jax.lax.optimization_barrier((value, done))
+
+
+def _on_cpu(platform: str | None) -> bool:
+    return (platform or jax.default_backend()) == "cpu"
+
+
+def generate_and_pull(
+    generator: Generator, params: Tree, batch_stats: Tree, latents: jax.Array, platform: str | None = None
+) -> tuple[jax.Array, Tree, PullImages]:
+    """The images [K, B, H, W, C] that K generators make of latents [K, B, latent_size], their new batch statistics, and `pull`.
+
+    Parameters and batch statistics have a leading axis K. `pull` takes the generators' losses by their images and gives them by
+    their parameters. The platform is the default one where none is given.
+    """
+
+    def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        images, updated = generator.apply(variables, latents, mutable=["batch_stats"])
+        return images, updated.get("batch_stats", {})
+
+    if not _on_cpu(platform):
+        images, pull, batch_stats = jax.vjp(
+            lambda params: jax.vmap(generate)(params, batch_stats, latents), params, has_aux=True
+        )
+        return images, batch_stats, lambda slopes: pull(slopes)[0]
+
+    made: list[jax.Array] = []
+    pulls, updated = [], []
+    for k in range(len(latents)):
+        own_params, own_stats, own_latents = jax.tree.map(lambda leaf, k=k: leaf[k], (params, batch_stats, latents))
+        own_latents, made = _in_turn(own_latents, made)
+        run = partial(generate, batch_stats=own_stats, latents=own_latents)
+        images, pull, new_stats = jax.vjp(run, own_params, has_aux=True)
+        made.append(images)
+        pulls.append(pull)
+        updated.append(new_stats)
+
+    def pull_all(slopes: jax.Array) -> Tree:
+        grads: list[Tree] = []
+        for k, pull in enumerate(pulls):
+            own_slopes, grads = _in_turn(slopes[k], grads)
+            grads.append(pull(own_slopes)[0])
+        return _stack(grads)
+
+    return jnp.stack(made), _stack(updated), pull_all
+
+
+def _stack(trees: Sequence[Tree]) -> Tree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
 def score_and_pull(
     discriminator: Discriminator, params: Tree, fakes: jax.Array, real: jax.Array, platform: str | None = None
-) -> tuple[jax.Array, jax.Array, Pull]:
+) -> tuple[jax.Array, jax.Array, PullScores]:
     """The outputs of D, [k, b, O] for `fakes` [k, b, H, W, C] and [1, n, O] for `real` [1, n, H, W, C], and `pull`.
 
     `pull(d_fake, d_real, g_slopes)` takes the derivatives of D's loss by these outputs, and of the generators' losses by those of
@@ -36,16 +91,12 @@ def score_and_pull(
         return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
 
     stages = [partial(discriminate, stage) for stage in range(discriminator.depth)]
-    in_pieces = (platform or jax.default_backend()) == "cpu"
-    counts = [_pieces(stages, params, x) if in_pieces else 1 for x in (fakes, real)]
+    counts = [_pieces(stages, params, x) if _on_cpu(platform) else 1 for x in (fakes, real)]
+    in_turn = _in_turn if _on_cpu(platform) else lambda value, done: (value, done)
 
     def cut(fake: jax.Array, real: jax.Array) -> list[jax.Array]:
         flat = [x.reshape(-1, *x.shape[2:]) for x in (fake, real)]
         return [piece for x, count in zip(flat, counts, strict=True) for piece in jnp.array_split(x, count)]
-
-    def in_turn(value: Tree, done: Tree) -> Tree:
-        """Both as they are, the first not before the second has been computed."""
-        return jax.lax.optimization_barrier((value, done)) if in_pieces else (value, done)
 
     outputs: list[jax.Array] = []
     pulls: list[list[Callable]] = []
