@@ -1,6 +1,6 @@
 """Time psgjax beside what a user would pick instead: a plain Flax port, PyTorch eager and `torch.compile`, in one run.
 
-    python -m experiments.bench                   # psg, sngan and gan at batch size 128: ten minutes on two cores
+    python -m experiments.bench                   # psg, sngan and gan at batch size 128: twelve minutes on two cores
     python -m experiments.bench --convolutions    # each convolution of the step, inside a loop and outside: three minutes
     python -m experiments.bench --json results.json --methods psg --contenders psgjax torch
 
@@ -20,10 +20,8 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,19 +30,10 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from typing_extensions import Doc
 
-from experiments.peers import Case, Failed, TooSlow, Worker, cores
+from experiments.peers import Failed, Worker, convolutions, cores, race
 from psgjax.config import ConfigError
 
-CONTENDERS = {
-    "psgjax": "experiments.peers.ours:Psgjax",
-    "flax": "experiments.peers.flax_plain:FlaxPlain",
-    "torch": "experiments.peers.pytorch:PyTorch",
-    "torch-compile": "experiments.peers.pytorch:compiled",
-}
 METHODS = ("psg", "sngan", "gan")
-_REPLICAS = (1, 2, 4, 8, 16, 32, 64)
-_LARGEST_BATCH = 16_384
-_DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Options:
 
     methods: Annotated[tuple[str, ...], Doc(f"Methods to train: {', '.join(METHODS)}.")] = METHODS
     contenders: Annotated[
-        tuple[str, ...], Doc(f"Who takes part: {', '.join(CONTENDERS)}; all that are installed, if not given.")
+        tuple[str, ...], Doc(f"Who takes part: {', '.join(race.CONTENDERS)}; all that are installed, if not given.")
     ] = ()
     batch_sizes: Annotated[
         tuple[int, ...], Doc("Real images in an update; 128, and on a GPU all powers of two that pay, if not given.")
@@ -66,7 +55,7 @@ class Options:
         Literal["float32", "tf32"], Doc("Of everybody's matrix products and convolutions; tf32 where the GPU has it.")
     ] = "float32"
     rounds: Annotated[int, Doc("Turns of every contender that are timed.")] = 7
-    seconds: Annotated[float, Doc("How long a turn is to last, about; a call in training lasts two.")] = 2.0
+    seconds: Annotated[float, Doc("How long a turn is to last, about; a call in training lasts as long.")] = 4.0
     limit: Annotated[
         float,
         Doc("Seconds that a contender may take to be built, for a call, and for all its turns; it is dropped then."),
@@ -107,7 +96,7 @@ def parse(arguments: list[str] | None) -> Options:
     values: dict[str, Any] = vars(parser.parse_args(arguments))
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     options = Options(**values)
-    for name, known in (("methods", METHODS), ("contenders", tuple(CONTENDERS))):
+    for name, known in (("methods", METHODS), ("contenders", tuple(race.CONTENDERS))):
         for value in getattr(options, name):
             if value not in known:
                 raise ConfigError(f"--{name} {value}: known are {', '.join(known)}.")
@@ -122,166 +111,8 @@ def parse(arguments: list[str] | None) -> Options:
     for path in (options.json and options.json.parent, options.profile and options.profile.parent):
         if path and not path.is_dir():
             raise ConfigError(f"{path} is no folder; create it first.")
-    everyone = tuple(name for name in CONTENDERS if installed or not name.startswith("torch"))
+    everyone = tuple(name for name in race.CONTENDERS if installed or not name.startswith("torch"))
     return dataclasses.replace(options, contenders=options.contenders or everyone)
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Median, quartiles, extremes, and the values in the order of their rounds."""
-    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {
-        "median": statistics.median(values),
-        "quartiles": [quartiles[0], quartiles[2]],
-        "least": min(values),
-        "most": max(values),
-        "rounds": values,
-    }
-
-
-class Entrant:
-    """A contender in a race: its worker, its times, and what ended its part, if something did."""
-
-    def __init__(self, name: str, case: Case, options: Options) -> None:
-        self.name, self.case, self.options = name, case, options
-        self.times: list[float] = []
-        self.facts: dict[str, Any] = {}
-        self.worker: Worker | None = None
-        self.spent = 0.0
-        try:
-            self.worker = Worker("experiments.peers:Timed", CONTENDERS[name], case, limit=options.limit)
-            self.facts = dict(self.worker.facts)
-        except (TooSlow, Failed) as error:
-            self.facts = {"note": f"not built: {error}"}
-            return
-        self.steps = self.facts["chunk"]
-        first = self._run()
-        if first is not None:
-            second = self._run() if first < options.seconds else first
-            self.steps *= max(1, round(options.seconds / (second or first)))
-            self.spent = 0.0
-
-    def _run(self) -> float | None:
-        """One turn's seconds, or None for the contender that is out."""
-        if self.worker is None:
-            return None
-        try:
-            seconds, loss = self.worker.call("run", self.steps, limit=self.options.limit)
-        except TooSlow:
-            self.worker = None
-            self.facts["note"] = f"{self.steps} steps took over {self.options.limit:g} s"
-            self.facts["milliseconds_over"] = 1e3 * self.options.limit / self.steps
-            return None
-        except Failed as error:
-            self.worker = None
-            self.facts["note"] = str(error)
-            return None
-        self.spent += seconds
-        self.facts["loss"] = loss
-        return seconds
-
-    def turn(self) -> None:
-        """Make a turn's steps, unless the contender has had its time."""
-        if self.spent < self.options.limit:
-            seconds = self._run()
-            if seconds is not None:
-                self.times.append(1e3 * seconds / self.steps)
-
-    def finish(self) -> None:
-        """Ask for the peak memory, write the trace if one is wanted, and end the process."""
-        if self.worker is None:
-            return
-        self.facts["peak_bytes"] = self.worker.call("peak_bytes")
-        if self.options.profile and self.name == "psgjax":
-            case = self.case
-            folder = self.options.profile / f"{case.method}-batch{case.batch_size}-replicas{case.replicas}"
-            self.worker.call("profile", str(folder), min(self.steps, 5))
-        self.worker.close()
-
-
-def race(case: Case, machine: Worker, options: Options) -> list[dict[str, Any]]:
-    """Time every contender on one case, in turns; one result each, in the order of `options.contenders`."""
-    counted, xla = machine.call("operations", case)
-    entrants = [Entrant(name, case, options) for name in options.contenders]
-    peaks = []
-    for _ in range(options.rounds):
-        peaks.append(machine.call("matmul"))
-        for entrant in entrants:
-            entrant.turn()
-    results = []
-    for entrant in entrants:
-        entrant.finish()
-        result = {"contender": entrant.name, **dataclasses.asdict(case), **entrant.facts}
-        result |= {"operations": counted, "xla_operations": xla, "matmul_peak": spread(peaks)}
-        if entrant.times:
-            milliseconds = spread(entrant.times)
-            rate = 1e3 * counted / milliseconds["median"]
-            result |= {
-                "milliseconds": milliseconds,
-                "images_per_second": 1e3 * case.batch_size * case.replicas / milliseconds["median"],
-                "operations_per_second": rate,
-                "share_of_peak": rate / statistics.median(peaks),
-            }
-        results.append(result)
-    return results
-
-
-def race_all(machine: Worker, options: Options, report: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Every case asked for; on a GPU, where none is, replicas in powers of two and batch sizes until they gain under 5 %."""
-    sweeps = machine.facts["platform"] != "cpu"
-
-    def rate(method: str, batch_size: int, replicas: int) -> float:
-        results = race(Case(method, options.width, batch_size, replicas, options.precision), machine, options)
-        report(results)
-        return results[0].get("images_per_second", 0.0)
-
-    for method in options.methods:
-        rates = {
-            (batch_size, replicas): rate(method, batch_size, replicas)
-            for replicas in options.replicas or (_REPLICAS if sweeps else (1,))
-            for batch_size in options.batch_sizes or (128,)
-        }
-        if sweeps and not options.batch_sizes:
-            before, batch_size = rates.get((128, 1), 0.0), 256
-            while batch_size <= _LARGEST_BATCH and (now := rate(method, batch_size, 1)) > 1.05 * before:
-                before, batch_size = now, 2 * batch_size
-
-
-def time_convolutions(machine: Worker, options: Options, report: Callable[[dict[str, Any]], None]) -> None:
-    """Every direction of every convolution of the first method's step: psgjax's, and flax's if it is asked for."""
-    case = Case(options.methods[0], options.width, (options.batch_sizes or (128,))[0], precision=options.precision)
-    for owner, layer in machine.call("convolutions", case):
-        for direction in _DIRECTIONS:
-            for name in options.contenders:
-                report(time_convolution(case, owner, layer, direction, name, options))
-
-
-def time_convolution(case: Case, owner: str, layer: Any, direction: str, name: str, options: Options) -> dict[str, Any]:
-    """One direction of one convolution, inside a loop and outside any, in turns."""
-    result: dict[str, Any] = {"contender": name, "owner": owner, "layer": layer.name, "direction": direction}
-    times: dict[str, list[float]] = {"outside": [], "inside": []}
-    try:
-        arguments = (case, owner, layer, direction, name == "flax")
-        worker = Worker("experiments.peers.ours:Convolution", *arguments, limit=options.limit)
-        result |= worker.facts
-        calls = {}
-        for where in times:
-            worker.call("time", where, 1, limit=options.limit)  # compiles
-            once = worker.call("time", where, 2, limit=options.limit)
-            calls[where] = max(1, round(options.seconds / 4 / once))
-        spent = 0.0
-        for _ in range(options.rounds):
-            for where, taken in times.items():
-                if spent < options.limit:
-                    seconds = worker.call("time", where, calls[where], limit=options.limit)
-                    taken.append(1e3 * seconds)
-                    spent += seconds * calls[where]
-        worker.close()
-    except (TooSlow, Failed) as error:
-        result["note"] = str(error)
-    result |= {f"milliseconds_{where}": spread(taken) for where, taken in times.items() if taken}
-    if times["inside"]:
-        result["inside_to_outside"] = statistics.median(times["inside"]) / statistics.median(times["outside"])
-    return result
 
 
 def show_race(results: list[dict[str, Any]]) -> str:
@@ -329,16 +160,6 @@ def table(rows: list[list[str]]) -> str:
         )
         for row in rows
     )
-
-
-def show_convolution(result: dict[str, Any]) -> str:
-    """One line of the convolutions' table."""
-    what = f"{result['contender']:8}{result['owner']:15}{result['layer']:18}{result['direction']:17}"
-    if "inside_to_outside" not in result:
-        return f"{what}{result['note']}"
-    outside, inside = (result[f"milliseconds_{where}"]["median"] for where in ("outside", "inside"))
-    rate = result["operations"] / inside / 1e6
-    return f"{what}{outside:10.2f}{inside:10.2f}{result['inside_to_outside']:10.2f}{rate:10.1f}"
 
 
 def environment(machine: Worker, options: Options) -> dict[str, Any]:
@@ -396,13 +217,13 @@ def run(options: Options) -> None:
 
     def keep_convolution(result: dict[str, Any]) -> None:
         keep([result])
-        print(show_convolution(result), flush=True)
+        print(convolutions.show(result), flush=True)
 
     if options.convolutions:
         print(f"{'':58}{'outside ms':>10}{'inside ms':>10}{'ratio':>10}{'GFLOP/s':>10}", flush=True)
-        time_convolutions(machine, options, keep_convolution)
+        convolutions.time_all(machine, options, keep_convolution)
     else:
-        race_all(machine, options, keep_race)
+        race.race_all(machine, options, keep_race)
     print(f"\nload average at the end: {' '.join(f'{x:.2f}' for x in document['load_average']['end'])}")
     machine.close()
 

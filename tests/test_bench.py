@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import bench, peers
-from experiments.peers import Case, Failed, TooSlow, Worker, flax_plain, ours
+from experiments.peers import Case, Failed, TooSlow, Worker, convolutions, flax_plain, ours, race
 from psgjax import state as states
 from psgjax import step
 
@@ -185,11 +185,11 @@ def test_operations_of_the_reference_step_agree_with_xla(method, expected):
 
 
 @pytest.mark.parametrize("owner", ["generator", "discriminator"])
-@pytest.mark.parametrize("direction", bench._DIRECTIONS)
+@pytest.mark.parametrize("direction", convolutions._DIRECTIONS)
 def test_a_convolution_is_timed_on_the_same_arithmetic_inside_and_outside(owner, direction):
     case = Case("psg", width=2, batch_size=2)
     layer = next(layer for layer in ours.layers(case)[owner == "discriminator"] if layer.kind != "Dense")
-    mine, plain = (ours.Convolution(case, owner, layer, direction, plain) for plain in (False, True))
+    mine, plain = (convolutions.Convolution(case, owner, layer, direction, plain) for plain in (False, True))
     assert mine.facts["operations"] == layer.operations * (4 if owner == "generator" else 6)
     assert mine.time("inside", 3) > 0
     assert plain.time("outside", 3) > 0
@@ -206,27 +206,27 @@ def test_a_worker_that_takes_too_long_or_fails_is_ended():
 
 
 def test_spread():
-    assert bench.spread([4.0, 1.0, 2.0, 3.0, 100.0]) == {
+    assert race.spread([4.0, 1.0, 2.0, 3.0, 100.0]) == {
         "median": 3.0,
         "quartiles": [2.0, 4.0],
         "least": 1.0,
         "most": 100.0,
         "rounds": [4.0, 1.0, 2.0, 3.0, 100.0],
     }
-    assert bench.spread([2.0])["quartiles"] == [2.0, 2.0]
+    assert race.spread([2.0])["quartiles"] == [2.0, 2.0]
 
 
 def test_on_a_gpu_replicas_and_batch_sizes_are_swept_to_saturation(monkeypatch):
-    def race(case, machine, options):
+    def saturated(case, machine, options):
         return [{"images_per_second": 1000.0 * min(case.batch_size, 1024) * case.replicas, "case": case}]
 
     class Gpu:
         facts = {"platform": "gpu"}  # noqa: RUF012
 
-    monkeypatch.setattr(bench, "race", race)
+    monkeypatch.setattr(race, "race", saturated)
     seen = []
     options = bench.parse(["--methods", "psg"])
-    bench.race_all(Gpu(), options, lambda results: seen.append(results[0]["case"]))
+    race.race_all(Gpu(), options, lambda results: seen.append(results[0]["case"]))
     assert [case.replicas for case in seen[:7]] == [1, 2, 4, 8, 16, 32, 64]
     assert [case.batch_size for case in seen[7:]] == [256, 512, 1024, 2048]
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from experiments import peers
-from psgjax import conv, networks, step
+from psgjax import environment, networks, step
 from psgjax import state as states
 from psgjax.config import Config, Network, named_method
 
@@ -47,6 +46,8 @@ class Psgjax:
         started = time.perf_counter()
         self.program = run.lower(self.state, self.images, jnp.int32(1)).compile()
         self.facts = {"compile_seconds": time.perf_counter() - started, "device": jax.devices()[0].device_kind}
+        environment.keep_heaps()
+        environment.trim_heaps()
         self.per_epoch = config.steps_per_epoch(peers.TRAIN_IMAGES)
         self.position = 0
 
@@ -170,76 +171,3 @@ class Machine:
         names = ("generator", "discriminator")
         pairs = zip(names, layers(case), strict=True)
         return [(name, layer) for name, found in pairs for layer in found if layer.kind != "Dense"]
-
-
-class Convolution:
-    """One direction of one convolution of the step, at the step's sizes; psgjax's form, or the one JAX makes by itself.
-
-    A generator's layer is mapped over the K generators, D's takes all images of the tuples. One element of each result, made too
-    small to matter, goes into the next call's operand, so that no call can be left out or moved out of the loop. Inside and
-    outside do the same, in the memory of the call before.
-    """
-
-    def __init__(self, case: peers.Case, owner: str, layer: Layer, direction: str, plain: bool) -> None:
-        count = named_method(case.method).generators
-        apply = (self._plain if plain else self._ours)[layer.kind]
-        lead = (count, case.batch_size) if owner == "generator" else (case.batch_size * (count + 1),)
-        inputs, kernel, outputs = (*lead, *layer.inputs), (*lead[:-1], *layer.kernel), (*lead, *layer.outputs)
-
-        def forward(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-            call = partial(apply, stride=layer.stride)
-            return jax.vmap(call)(inputs, kernel) if owner == "generator" else call(inputs, kernel)
-
-        def input_gradient(slopes: jax.Array, kernel: jax.Array) -> jax.Array:
-            return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(inputs))[1](slopes)[0]
-
-        def weight_gradient(slopes: jax.Array, images: jax.Array) -> jax.Array:
-            return jax.vjp(lambda x: forward(images, x), jnp.zeros(kernel))[1](slopes)[0]
-
-        operation, shapes, result = {
-            "forward": (forward, (inputs, kernel), outputs),
-            "input gradient": (input_gradient, (outputs, kernel), inputs),
-            "weight gradient": (weight_gradient, (outputs, inputs), kernel),
-        }[direction]
-        changed = min((0, 1), key=lambda i: np.prod(shapes[i]))
-
-        def once(carry: tuple[jax.Array, list[jax.Array]]) -> tuple[jax.Array, list[jax.Array]]:
-            before, operands = carry
-            corner = (0,) * operands[changed].ndim
-            element = jnp.full((1,) * len(corner), before.ravel()[0] * 1e-30)
-            operands = list(operands)
-            operands[changed] = lax.dynamic_update_slice(operands[changed], element, corner)
-            return operation(*operands), operands
-
-        options = {} if plain else conv.compiler_options()
-
-        def loop(carry: tuple[jax.Array, list[jax.Array]], count: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            return lax.fori_loop(0, count, lambda _, carry: once(carry), carry)
-
-        self.outside, self.inside = (jax.jit(f, donate_argnums=0, compiler_options=options) for f in (once, loop))
-        keys = jax.random.split(jax.random.key(0))
-        operands = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-        self.carry = jnp.zeros(result), operands
-        self.facts = {"operations": layer.operations * int(np.prod(lead)), "lead": lead}
-
-    _ours = {"Down": conv.down, "Up": conv.up}  # noqa: RUF012
-
-    _plain = {  # noqa: RUF012
-        "Down": lambda images, kernel, stride: lax.conv_general_dilated(
-            images, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT
-        ),
-        "Up": lambda features, kernel, stride: lax.conv_transpose(
-            features, kernel, (stride, stride), "SAME", dimension_numbers=_LAYOUT, transpose_kernel=True
-        ),
-    }
-
-    def time(self, where: str, calls: int) -> float:
-        """Seconds a call, of so many inside one loop or outside any."""
-        started = time.perf_counter()
-        if where == "inside":
-            self.carry = self.inside(self.carry, jnp.int32(calls))
-        else:
-            for _ in range(calls):
-                self.carry = self.outside(self.carry)
-        jax.block_until_ready(self.carry)
-        return (time.perf_counter() - started) / calls
