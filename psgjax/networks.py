@@ -9,6 +9,7 @@ batch normalisation, so each of their scores depends on one image alone; they ca
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -227,6 +228,11 @@ def build(
     layers = ((base, 4, 2), (2 * base, 4, 2))
     generator = ConvGenerator(image_shape, (2 * base, base), hidden, dtype=dtype, axis_name=axis_name)
     return generator, ConvDiscriminator(layers, hidden, outputs=outputs, dtype=dtype)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of one shape as one with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def pad_to(images: jax.Array, network: Network) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psgjax.networks import Discriminator, Generator
+from psgjax.networks import Discriminator, Generator, stack
 
 Tree = Any
 PullImages = Callable[[jax.Array], Tree]
@@ -68,13 +68,9 @@ def generate_and_pull(
         for k, pull in enumerate(pulls):
             own_slopes, grads = _in_turn(slopes[k], grads)
             grads.append(pull(own_slopes)[0])
-        return _stack(grads)
+        return stack(grads)
 
-    return jnp.stack(made), _stack(updated), pull_all
-
-
-def _stack(trees: Sequence[Tree]) -> Tree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jnp.stack(made), stack(updated), pull_all
 
 
 def score_and_pull(

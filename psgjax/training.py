@@ -33,6 +33,7 @@ from psgjax.environment import device_name, forecast, keep_heaps, trim_heaps, us
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
+from psgjax.networks import stack
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
 from psgjax.state import Stream, TrainState, init, placed
@@ -89,13 +90,8 @@ def _shown(epoch: float) -> bool:
     return epoch == 0 or (epoch == int(epoch) and str(int(epoch)).rstrip("0") in ("1", "2", "5"))
 
 
-def _stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of one shape as one with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def _unstack(tree: Tree, count: int) -> list[Tree]:
-    """The reverse of `_stack`."""
+    """The reverse of `networks.stack`."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
@@ -185,16 +181,18 @@ class _Loop:
         self.judge = make_judge(config, image_shape)
         self.sampler = make_sampler(config, image_shape)
         self.artist = make_artist(config, image_shape)
-        self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call
+        self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call, and at first the compiler
         self.real: Future[Reference] | None = None
 
     def run(self, states: list[TrainState], step: int, seconds: float) -> Outcome:
         config = self.config
-        states = [_stack(states)] if self.stacked else states
+        states = [stack(states)] if self.stacked else states
         if self.mesh is not None:
             states = [placed(states[0], self.mesh, self.stacked)]
         lowered = self.program.lower(states[0], self.images, jnp.int32(0))
-        self._announce(lowered, config.steps - step, len(states))
+        per_operation = forecast(1.0)
+        compiling = self.evaluator.submit(lowered.compile)  # while what else there is to begin with is made
+        self._announce(lowered, config.steps - step, len(states) * per_operation)
         started = time.monotonic() - seconds
         images_per_step = self.count * config.batch_size * config.method.discriminator_steps
         for run in self.runs:
@@ -209,7 +207,7 @@ class _Loop:
                 if step == 0:
                     for run, own in zip(self.runs, self._own(states), strict=False):
                         run.picture(0.0, np.asarray(self._grid(own)))
-                program = lowered.compile()
+                program = compiling.result()
                 keep_heaps()
                 trim_heaps()
                 while step < config.steps:
@@ -250,14 +248,10 @@ class _Loop:
         for run, state in zip(self.runs, self._own(states), strict=False):
             run.save(state, seconds)
 
-    def _announce(self, lowered: Any, left: int, calls: int) -> None:
+    def _announce(self, lowered: Any, left: int, per_operation: float) -> None:
         config, step = self.config, self.config.steps - left
-        analysis = lowered.cost_analysis()
-        about = (
-            f"; about {duration(forecast(analysis['flops'] * left * calls))}"
-            if analysis and "flops" in analysis
-            else ""
-        )
+        operations = (lowered.cost_analysis() or {}).get("flops")
+        about = f"; about {duration(operations * left * per_operation)}" if operations else ""
         self.console.print(
             f"{self.name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
             f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "
