@@ -1,5 +1,7 @@
 """Sums, biases and batch normalisation against jax.numpy's, autodiff's and Flax's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,22 @@ def test_a_biass_gradient_is_autodiffs(shape):
         np.testing.assert_array_equal(got, want)
         for mine, theirs in zip(pull(slopes), reference_pull(slopes), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_products_gradients_are_autodiffs_and_the_kernels_is_not_transposed():
+    def to_kernel(multiply, x, kernel, slopes):
+        return jax.vjp(lambda kernel: multiply(x, kernel), kernel)[1](slopes)[0]
+
+    with jax.enable_x64(True):
+        x, kernel, slopes = normal(5, 3), normal(3, 4, seed=1), normal(5, 4, seed=2)
+        (got, pull), (want, reference_pull) = (jax.vjp(f, x, kernel) for f in (channels.product, jnp.matmul))
+        for mine, theirs in zip((got, *pull(slopes)), (want, *reference_pull(slopes)), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+        last = [
+            jax.make_jaxpr(partial(to_kernel, f))(x, kernel, slopes).eqns[-1].primitive.name
+            for f in (channels.product, jnp.matmul)
+        ]
+    assert last == ["dot_general", "transpose"]
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
