@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from typing_extensions import Doc
 
-from experiments.peers import Failed, Worker, convolutions, cores, race
+from experiments.peers import Failed, Worker, cores, race
 from psgjax.config import ConfigError
 
 METHODS = ("psg", "sngan", "gan")
@@ -215,11 +215,15 @@ def run(options: Options) -> None:
         keep(results)
         print("\n" + show_race(results), flush=True)
 
-    def keep_convolution(result: dict[str, Any]) -> None:
-        keep([result])
-        print(convolutions.show(result), flush=True)
-
     if options.convolutions:
+        from experiments.peers import (
+            convolutions,
+        )  # imports jax, which a contender's process, made anew from this one, must not
+
+        def keep_convolution(result: dict[str, Any]) -> None:
+            keep([result])
+            print(convolutions.show(result), flush=True)
+
         print(f"{'':58}{'outside ms':>10}{'inside ms':>10}{'ratio':>10}{'GFLOP/s':>10}", flush=True)
         convolutions.time_all(machine, options, keep_convolution)
     else:

@@ -95,7 +95,7 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     shape = dataset.images.shape[1:]
     state = jax.jit(lambda key: states.init(config, shape, key))(jax.random.key(config.seed))
     images = jnp.asarray(dataset.images)
-    environment.forecast(1.0)
+    environment.seconds_per_operation()
     program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
     environment.keep_heaps()
     environment.trim_heaps()

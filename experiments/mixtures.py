@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
-_SAMPLES_STREAM, _DATA_STREAM = 10, 11  # apart from the streams of random numbers that training uses (step.py)
+_SAMPLES_STREAM, _DATA_STREAM = 10, 11  # apart from the streams of random numbers that training uses (state.py)
 # Programs that run once: compiling them well takes longer than it saves.
 _ONCE: Any = {"xla_backend_optimization_level": 0}
 

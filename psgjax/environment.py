@@ -1,4 +1,4 @@
-"""Where a run happens: device, versions, commit, how fast it may be, and where its compiled programs are kept."""
+"""Where a run happens: device, versions, commit, how fast it may be, where compiled programs are kept, and what memory."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def forecast(flops: float) -> float:
-    """Seconds that so many operations may take here, from the matmul rate of this moment."""
+def seconds_per_operation() -> float:
+    """Seconds that an operation of a step may take here, from the matmul rate of this moment."""
     a = jnp.ones((1024, 1024))
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
@@ -75,7 +75,7 @@ def forecast(flops: float) -> float:
     for _ in range(5):
         a = product(a) * 1e-3
     a.block_until_ready()
-    return flops / (5 * 2 * 1024**3 / (time.perf_counter() - started) * _SHARE_OF_PEAK)
+    return (time.perf_counter() - started) / (5 * 2 * 1024**3 * _SHARE_OF_PEAK)
 
 
 def cache_folder() -> Path:

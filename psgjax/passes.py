@@ -87,8 +87,9 @@ def score_and_pull(
         return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
 
     stages = [partial(discriminate, stage) for stage in range(discriminator.depth)]
-    counts = [_pieces(stages, params, x) if _on_cpu(platform) else 1 for x in (fakes, real)]
-    in_turn = _in_turn if _on_cpu(platform) else lambda value, done: (value, done)
+    cpu = _on_cpu(platform)
+    counts = [_pieces(stages, params, x) if cpu else 1 for x in (fakes, real)]
+    in_turn = _in_turn if cpu else lambda value, done: (value, done)
 
     def cut(fake: jax.Array, real: jax.Array) -> list[jax.Array]:
         flat = [x.reshape(-1, *x.shape[2:]) for x in (fake, real)]

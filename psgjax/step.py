@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
-from psgjax.passes import generate_and_pull, score_and_pull
+from psgjax.passes import PullImages, generate_and_pull, score_and_pull
 from psgjax.sharding import Shards
 from psgjax.state import Discriminator, Generators, Stream, TrainState, build, layout, optimizers
 
@@ -69,7 +69,7 @@ def make_step(
     generator, discriminator = build(config, image_shape, "data" if shards.data > 1 else None)
     g_optimizer, d_optimizer = optimizers(config)
 
-    def generate(g: Generators, latents: jax.Array) -> tuple[jax.Array, Tree, Callable[[jax.Array], Tree]]:
+    def generate(g: Generators, latents: jax.Array) -> tuple[jax.Array, Tree, PullImages]:
         return generate_and_pull(generator, g.params, g.batch_stats, latents, platform)
 
     def normalised(params: Tree, vectors: spectral.Vectors, iterations: int) -> tuple[Tree, spectral.Vectors]:

@@ -29,7 +29,7 @@ from typing_extensions import Doc
 from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import device_name, forecast, keep_heaps, trim_heaps, use_compilation_cache
+from psgjax.environment import device_name, keep_heaps, seconds_per_operation, trim_heaps, use_compilation_cache
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_judge, make_sampler
@@ -132,10 +132,10 @@ def train(
         check_folder(folder, config, seeds)
     per_epoch = config.steps_per_epoch(len(data.images))
     start = partial(init, config, data.images.shape[1:])
-    with ExitStack() as stack:
+    with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
         tell = partial(console.print, highlight=False, soft_wrap=True)
-        runs = [stack.enter_context(opened(path, each, data, tell)) for path, each in wanted.items() if writes]
+        runs = [resources.enter_context(opened(path, each, data, tell)) for path, each in wanted.items() if writes]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, jax.eval_shape(start)) if runs else []
         if found:
@@ -190,19 +190,18 @@ class _Loop:
         if self.mesh is not None:
             states = [placed(states[0], self.mesh, self.stacked)]
         lowered = self.program.lower(states[0], self.images, jnp.int32(0))
-        per_operation = forecast(1.0)
-        compiling = self.evaluator.submit(lowered.compile)  # while what else there is to begin with is made
-        self._announce(lowered, config.steps - step, len(states) * per_operation)
+        self._announce(lowered, config.steps - step, len(states))
         started = time.monotonic() - seconds
         images_per_step = self.count * config.batch_size * config.method.discriminator_steps
-        for run in self.runs:
-            run.begin(step)
-        if config.evaluation_epochs and self.runs:
-            classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
-            self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
         pending: Callable[[], None] | None = None
-        saved_at, count = time.monotonic(), 1
         try:
+            compiling = self.evaluator.submit(lowered.compile)  # while what else there is to begin with is made
+            for run in self.runs:
+                run.begin(step)
+            if config.evaluation_epochs and self.runs:
+                classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
+                self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
+            saved_at, count = time.monotonic(), 1
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
                 if step == 0:
                     for run, own in zip(self.runs, self._own(states), strict=False):
@@ -248,10 +247,10 @@ class _Loop:
         for run, state in zip(self.runs, self._own(states), strict=False):
             run.save(state, seconds)
 
-    def _announce(self, lowered: Any, left: int, per_operation: float) -> None:
+    def _announce(self, lowered: Any, left: int, calls: int) -> None:
         config, step = self.config, self.config.steps - left
         operations = (lowered.cost_analysis() or {}).get("flops")
-        about = f"; about {duration(operations * left * per_operation)}" if operations else ""
+        about = f"; about {duration(operations * left * calls * seconds_per_operation())}" if operations else ""
         self.console.print(
             f"{self.name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
             f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "

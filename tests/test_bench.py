@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import jax
@@ -203,6 +205,12 @@ def test_a_worker_that_takes_too_long_or_fails_is_ended():
         Worker("builtins:int", "three")
     with pytest.raises(Failed, match="exit status 3"):
         Worker("os:_exit", 3)
+
+
+def test_what_a_contenders_process_imports_with_the_command_is_not_jax():
+    """A contender's process begins with the command's module; jax would count towards PyTorch's memory there."""
+    program = "import sys, experiments.bench; print(sorted({'jax', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_spread():

@@ -1,4 +1,4 @@
-"""What JAX measures for the benchmark: psgjax itself, its convolutions one by one, operations, and the machine's matmul peak."""
+"""What JAX measures for the benchmark: psgjax itself, its layers and operations, and the machine's matmul peak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from psgjax import state as states
 from psgjax.config import Config, Network, named_method
 
 _MATMUL_SECONDS = 0.15
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def configuration(case: peers.Case) -> Config:
