@@ -216,9 +216,8 @@ def run(options: Options) -> None:
         print("\n" + show_race(results), flush=True)
 
     if options.convolutions:
-        from experiments.peers import (
-            convolutions,
-        )  # imports jax, which a contender's process, made anew from this one, must not
+        # It imports jax, which the process of every contender would do too if this were at the top.
+        from experiments.peers import convolutions
 
         def keep_convolution(result: dict[str, Any]) -> None:
             keep([result])

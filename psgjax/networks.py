@@ -24,7 +24,7 @@ Tree = Any
 
 _NORMAL = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
 
-# Its products are of two dimensions, at the precision that the context sets: nothing that is left out here.
+# What is left out here, dimensions and precision, is always the same: [n, A] times [A, B], and the precision that the context sets.
 Dense = partial(nn.Dense, dot_general=lambda x, kernel, *_, **__: channels.product(x, kernel))
 
 
