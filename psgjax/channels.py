@@ -20,7 +20,8 @@ _EPSILON = 1e-5
 def sums(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """Sum of `function(*arrays)`, an elementwise one, over all axes but the last: arrays [..., C] -> [C]."""
     rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
-    count = len(rows[0]) // math.gcd(_BLOCKS, len(rows[0]))
+    # No blocks of one row: without a reduction jaxlib 0.12 may add them up in the memory where `x - sums(x)` is being written.
+    count = len(rows[0]) // (math.gcd(_BLOCKS, len(rows[0])) if len(rows[0]) > _BLOCKS else 1)
     total = function(*(array[:count] for array in rows))
     for start in range(count, len(rows[0]), count):
         total = total + function(*(array[start : start + count] for array in rows))

@@ -57,7 +57,7 @@ def up(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     return _up(features, kernel, stride)
 
 
-def _held(*arrays: jax.Array) -> Any:
+def held(*arrays: jax.Array) -> Any:
     """On a CPU, keep the arrays in memory: left alone, its compiler computes elementwise work anew in each operation that reads it.
 
     So with `compiler_options`; elsewhere, and without them, this does nothing. One array, or a tuple of several.
@@ -77,17 +77,17 @@ def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, s
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _held(_lowered("down", stride, kernel.shape[0])(images, kernel))
+    return held(_lowered("down", stride, kernel.shape[0])(images, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _up(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _held(_lowered("up", stride, kernel.shape[0])(features, kernel))
+    return held(_lowered("up", stride, kernel.shape[0])(features, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate(images: jax.Array, features: jax.Array, stride: int, size: int) -> jax.Array:
-    return _held(_lowered("correlate", stride, size)(images, features))
+    return held(_lowered("correlate", stride, size)(images, features))
 
 
 def _down_forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple:
@@ -133,7 +133,7 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(*_held(a, b), cpu=cpu, default=native)
+        return lax.platform_dependent(*held(a, b), cpu=cpu, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:

@@ -25,6 +25,18 @@ def test_sums_are_those_of_numpy(shape):
         np.testing.assert_allclose(got, (x * y).sum(tuple(range(len(shape) - 1))), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [16, 48, 64])
+def test_sums_of_what_is_then_changed_are_of_what_it_was(rows):
+    """Sums of blocks of one row are elementwise: jaxlib 0.12 computed them in the memory that it was already overwriting."""
+
+    def centred(x):
+        x = jnp.sort(x)
+        return x - channels.sums(lambda x: x, x)[None, None, None]
+
+    x = np.float32(normal(rows // 4, 2, 2, 8))
+    np.testing.assert_allclose(jax.jit(centred)(x), np.sort(x) - np.sort(x).sum((0, 1, 2)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_biass_gradient_is_autodiffs(shape):
     with jax.enable_x64(True):
