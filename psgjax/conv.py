@@ -8,9 +8,10 @@ Three linear maps close under differentiation, and no others are needed:
 
 The gradient of each with respect to either argument is one of the other two, so derivatives of any order stay among them,
 and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU, where the gradients that reverse mode makes
-of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is written as
-a convolution of the one kind that the backend runs well, or as one matrix product, between arrays that are held in memory.
-Elsewhere the native convolutions are used. `docs/performance.md` has the measurements.
+of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is made of
+convolutions of the one kind that the backend runs well, and of matrix products, between arrays that are held in memory, with
+fewer multiplications than written out (`filtering.py`). Elsewhere the native convolutions are used. `docs/performance.md` has
+the measurements.
 
 Layouts: images [B, H, W, C] with H, W divisible by the stride; features [B, H / stride, W / stride, D]; kernels [k, k, C, D]
 with k a multiple of the stride. Padding is "SAME": `down` equals `lax.conv_general_dilated(images, kernel, strides, "SAME")`,
@@ -28,10 +29,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from psgjax import filtering
+
 # Below so many image channels one product with gathered patches beats a convolution: the patches are small then.
 _NARROW = 16
-# Up to so many, adding up the products that make a transposed convolution costs less than a convolution for each phase.
-_SLIM = 64
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
@@ -133,7 +134,9 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(*held(a, b), cpu=cpu, default=native)
+        # Not kernels: what is made of one is then made once for all pieces of a batch.
+        a, b = held(a, b) if name == "correlate" else (held(a), b)
+        return lax.platform_dependent(a, b, cpu=cpu, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
@@ -173,8 +176,9 @@ def _correlate_native(images: jax.Array, features: jax.Array, *, stride: int, si
     return lax.conv_general_dilated(images, features, (1, 1), pads, (1, 1), (stride, stride), dimension_numbers=layout)
 
 
-# The CPU's forms. Wide: undilated convolutions that look like a forward one, the kind that its backend runs near its peak.
-# Narrow: one product with gathered patches.
+# The CPU's forms. Narrow images: one product with gathered patches, or with all taps. Wide ones: minimal filtering along the rows,
+# and for each of its points a product, or a convolution that looks like a forward one: its backend runs these near its peak.
+# Programs apply them to the same shapes many times: `jax.jit` traces each once.
 
 
 def _pads(stride: int, size: int) -> tuple[int, int]:
@@ -182,8 +186,72 @@ def _pads(stride: int, size: int) -> tuple[int, int]:
     return (size - stride) // 2, size - stride - (size - stride) // 2
 
 
+@partial(jax.jit, static_argnames=("stride", "size"))
+def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    batch, height, width, channels = images.shape
+    if channels < _NARROW:
+        taps = _blocks(kernel, stride).reshape(-1, kernel.shape[3])
+        return (_patches(images, stride, size) @ taps).reshape(batch, height // stride, width // stride, -1)
+
+    def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        pads = [(0, 0), _pads(stride, size)]
+        return lax.conv_general_dilated(images, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+    mixing = filtering.mixing(height // stride, stride, size, images.dtype)
+    parts = map(convolve, filtering.tiles(mixing.images, images, stride), filtering.at_points(mixing.kernel, kernel, 0))
+    return filtering.from_tiles(mixing.features, parts, batch)
+
+
+@partial(jax.jit, static_argnames=("stride", "size"))
+def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
+    multiply = partial(_up_product, stride=stride)
+    if kernel.shape[2] < _NARROW:
+        return multiply(features, kernel)
+    mixing = filtering.mixing(features.shape[1], stride, size, features.dtype)
+    parts = map(multiply, filtering.tiles(mixing.features, features, 1), filtering.at_points(mixing.kernel, kernel, 0))
+    return filtering.from_tiles(mixing.images, parts, len(features))
+
+
+@partial(jax.jit, static_argnames=("stride", "size"))
+def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
+    if images.shape[3] < _NARROW:
+        taps = _patches(images, stride, size).T @ features.reshape(-1, features.shape[3])
+        count = size // stride
+        blocks = taps.reshape(count, count, stride, stride, images.shape[3], -1)
+        return blocks.swapaxes(1, 2).reshape(size, size, images.shape[3], -1)
+
+    def convolve(images: jax.Array, features: jax.Array) -> jax.Array:
+        # The channels are the batch of this convolution, and the batch its channels.
+        images, features = images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)
+        pads, gaps = [(0, 0), _pads(stride, size)], (stride, stride)
+        taps = lax.conv_general_dilated(images, features, (1, 1), pads, rhs_dilation=gaps, dimension_numbers=_LAYOUT)
+        return taps.transpose(1, 2, 0, 3)
+
+    mixing = filtering.mixing(features.shape[1], stride, size, images.dtype)
+    parts = map(convolve, filtering.tiles(mixing.images, images, stride), filtering.tiles(mixing.features, features, 1))
+    return filtering.from_points(mixing.kernel, lax.optimization_barrier([*parts]), 0)
+
+
+def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    """One product with all taps, and a shifted sum of what falls on each pixel; the kernel may be lower than wide."""
+    batch, height, width, depth = features.shape
+    rows, columns = (n // stride for n in kernel.shape[:2])
+    taps = jnp.moveaxis(_blocks(kernel, stride), -1, 0).reshape(depth, -1)  # not the transpose: products would undo it
+    products = jnp.split(features @ taps, rows * columns, -1)
+    total = sum(
+        jnp.pad(products[r * columns + c], ((0, 0), (r, rows - 1 - r), (c, columns - 1 - c), (0, 0)))
+        for r in range(rows)
+        for c in range(columns)
+    )
+    rows, columns = height + rows - 1, width + columns - 1
+    pixels = total.reshape(batch, rows, columns, stride, stride, -1).swapaxes(2, 3)  # type: ignore[union-attr]
+    pixels = pixels.reshape(batch, rows * stride, columns * stride, -1)
+    top, left = (_pads(stride, n)[0] for n in kernel.shape[:2])
+    return pixels[:, top : top + height * stride, left : left + width * stride]
+
+
 def _patches(images: jax.Array, stride: int, size: int) -> jax.Array:
-    """What the kernel sees at each place: [B * H / stride * W / stride, size * size * C], in the order of `_taps`."""
+    """What the kernel sees at each place: [B * H / stride * W / stride, size * size * C], in the order of `_blocks`."""
     batch, height, width, channels = images.shape
     pads, count = _pads(stride, size), size // stride
     rows, columns = height // stride, width // stride
@@ -194,67 +262,10 @@ def _patches(images: jax.Array, stride: int, size: int) -> jax.Array:
     return jnp.concatenate(shifted, -1).reshape(batch * rows * columns, -1)
 
 
-def _taps(kernel: jax.Array, stride: int) -> jax.Array:
-    """The kernel [k, k, C, D] as [k * k * C, D], its taps by blocks of stride x stride: these fall on one pixel's phases."""
-    count = len(kernel) // stride
-    blocks = kernel.reshape(count, stride, count, stride, *kernel.shape[2:]).swapaxes(1, 2)
-    return blocks.reshape(-1, kernel.shape[3])
-
-
-def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if kernel.shape[2] >= _NARROW:
-        return _down_native(images, kernel, stride=stride, size=size)
-    batch, height, width, _ = images.shape
-    features = _patches(images, stride, size) @ _taps(kernel, stride)
-    return features.reshape(batch, height // stride, width // stride, -1)
-
-
-def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if kernel.shape[2] <= _SLIM:
-        return _up_product(features, kernel, stride=stride, size=size)
-    batch, height, width, _ = features.shape
-    before, _ = _pads(stride, size)
-    count = size // stride
-    # Pixels of one phase of the stride see the same taps: each phase is a plain convolution of the features.
-    taps = [((phase + before) % stride, (phase + before) // stride) for phase in range(stride)]
-
-    def convolve(row: tuple[int, int], column: tuple[int, int]) -> jax.Array:
-        phase = kernel[row[0] :: stride, column[0] :: stride][::-1, ::-1].swapaxes(2, 3)
-        pads = [(count - 1 - shift, shift) for _, shift in (row, column)]
-        return lax.conv_general_dilated(features, phase, (1, 1), pads, dimension_numbers=_LAYOUT)
-
-    pixels = jnp.stack([jnp.stack([convolve(row, column) for column in taps], 3) for row in taps], 2)
-    return pixels.reshape(batch, height * stride, width * stride, -1)
-
-
-def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
-    batch, height, width, _ = features.shape
-    channels, count = kernel.shape[2], size // stride
-    products = jnp.split(features @ _taps(kernel, stride).T, count * count, -1)
-    total = sum(
-        jnp.pad(products[r * count + c], ((0, 0), (r, count - 1 - r), (c, count - 1 - c), (0, 0)))
-        for r in range(count)
-        for c in range(count)
-    )
-    rows, columns = height + count - 1, width + count - 1
-    pixels = total.reshape(batch, rows, columns, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)  # type: ignore[union-attr]
-    pixels = pixels.reshape(batch, rows * stride, columns * stride, channels)
-    before, _ = _pads(stride, size)
-    return pixels[:, before : before + height * stride, before : before + width * stride]
-
-
-def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if images.shape[3] < _NARROW:
-        taps = _patches(images, stride, size).T @ features.reshape(-1, features.shape[3])
-        count = size // stride
-        blocks = taps.reshape(count, count, stride, stride, images.shape[3], -1)
-        return blocks.swapaxes(1, 2).reshape(size, size, images.shape[3], -1)
-    # The channels are the batch of this convolution, and the batch its channels.
-    images, features = images.transpose(3, 1, 2, 0), features.transpose(1, 2, 0, 3)
-    pads = [_pads(stride, size)] * 2
-    return lax.conv_general_dilated(
-        images, features, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
-    ).transpose(1, 2, 0, 3)
+def _blocks(kernel: jax.Array, stride: int) -> jax.Array:
+    """The kernel [k, l, C, D] as [k / stride, l / stride, stride, stride, C, D]: a block's taps fall on one pixel's phases."""
+    rows, columns = (n // stride for n in kernel.shape[:2])
+    return kernel.reshape(rows, stride, columns, stride, *kernel.shape[2:]).swapaxes(1, 2)
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:
