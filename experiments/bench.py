@@ -121,7 +121,9 @@ def show_race(results: list[dict[str, Any]]) -> str:
     peak = first["matmul_peak"]
     title = (
         f"{first['method']}, batch size {first['batch_size']}, replicas {first['replicas']}, width {first['width']}, "
-        f"{first['precision']}: {first['operations'] / 1e9:.4g} GFLOP a step (XLA counts {first['xla_operations'] / 1e9:.4g}); "
+        f"{first['precision']}: {first['operations'] / 1e9:.4g} GFLOP a step written out (XLA counts "
+        f"{first['xla_operations'] / 1e9:.4g}), of which psgjax does {first['operations_done'] / 1e9:.4g} here "
+        f"({first['xla_operations_done'] / 1e9:.4g}); "
         f"matmul peak {peak['median'] / 1e9:,.0f} GFLOP/s ({peak['least'] / 1e9:,.0f} to {peak['most'] / 1e9:,.0f})"
     )
     rows = [["", "ms/step", "least-most", "images/s", "compile s", "GFLOP/s", "of peak", "memory MB", "x psgjax"]]

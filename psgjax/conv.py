@@ -32,7 +32,7 @@ from jax.custom_batching import custom_vmap
 from psgjax import filtering
 
 # Below so many image channels one product with gathered patches beats a convolution: the patches are small then.
-_NARROW = 16
+NARROW = 16
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
@@ -189,7 +189,7 @@ def _pads(stride: int, size: int) -> tuple[int, int]:
 @partial(jax.jit, static_argnames=("stride", "size"))
 def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     batch, height, width, channels = images.shape
-    if channels < _NARROW:
+    if channels < NARROW:
         taps = _blocks(kernel, stride).reshape(-1, kernel.shape[3])
         return (_patches(images, stride, size) @ taps).reshape(batch, height // stride, width // stride, -1)
 
@@ -205,7 +205,7 @@ def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
 @partial(jax.jit, static_argnames=("stride", "size"))
 def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:
     multiply = partial(_up_product, stride=stride)
-    if kernel.shape[2] < _NARROW:
+    if kernel.shape[2] < NARROW:
         return multiply(features, kernel)
     mixing = filtering.mixing(features.shape[1], stride, size, features.dtype)
     parts = map(multiply, filtering.tiles(mixing.features, features, 1), filtering.at_points(mixing.kernel, kernel, 0))
@@ -214,7 +214,7 @@ def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
 
 @partial(jax.jit, static_argnames=("stride", "size"))
 def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size: int) -> jax.Array:
-    if images.shape[3] < _NARROW:
+    if images.shape[3] < NARROW:
         taps = _patches(images, stride, size).T @ features.reshape(-1, features.shape[3])
         count = size // stride
         blocks = taps.reshape(count, count, stride, stride, images.shape[3], -1)

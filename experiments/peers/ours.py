@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from experiments import peers
-from psgjax import environment, networks, step
+from psgjax import conv, environment, filtering, networks, step
 from psgjax import state as states
 from psgjax.config import Config, Network, named_method
 
@@ -106,25 +106,39 @@ def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
     return lists[0], lists[1]
 
 
-def operations(case: peers.Case) -> int:
-    """Floating-point operations that one update of every replica needs, counted in its layers' kernels.
+def operations(case: peers.Case, done: bool = False) -> int:
+    """Floating-point operations of one update of every replica, counted in its layers' kernels: written out, or those done here.
 
     Generators: forward, weight gradients, and input gradients but for the first layer's. D, on K generated and one real image a
     tuple: the same, and the gradients of the generated images. Zeros of padding count.
     """
-    generator, discriminator = ([layer.operations for layer in found] for found in layers(case))
+    dtype = np.dtype(jnp.bfloat16 if case.precision == "bfloat16" else jnp.float32)
+    generator, discriminator = (
+        [layer.operations * (share_done(layer, dtype) if done else 1) for layer in found] for found in layers(case)
+    )
     count = named_method(case.method).generators
     of_generators = count * (3 * sum(generator) - generator[0])
     of_discriminator = (count + 1) * (3 * sum(discriminator) - discriminator[0]) + count * discriminator[0]
-    return case.replicas * case.batch_size * (of_generators + of_discriminator)
+    return round(case.replicas * case.batch_size * (of_generators + of_discriminator))
 
 
-def xla_operations(case: peers.Case) -> float:
+def share_done(layer: Layer, dtype: np.dtype) -> float:
+    """The part of a layer's operations that minimal filtering leaves, here and in any direction."""
+    images, features = (layer.inputs, layer.outputs) if layer.kind == "Down" else (layer.outputs, layer.inputs)
+    if jax.default_backend() != "cpu" or layer.kind == "Dense" or images[-1] < conv.NARROW:
+        return 1.0
+    size, height = layer.kernel[0], features[0]
+    points, tiles, _ = filtering.mixing(height, layer.stride, size, dtype).features.shape
+    return points * tiles * layer.stride / (height * size)
+
+
+def xla_operations(case: peers.Case, done: bool = False) -> float:
     """What XLA counts in the same update as it is handed over: elementwise arithmetic too, but no taps that fall on padding."""
     config = configuration(case)
     state = jax.eval_shape(lambda: states.init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
-    lowered = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).lower(state, images)
+    traced = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).trace(state, images)
+    lowered = traced.lower() if done else traced.lower(lowering_platforms=("cuda",))  # native convolutions
     return case.replicas * float((lowered.cost_analysis() or {}).get("flops", float("nan")))
 
 
@@ -161,9 +175,14 @@ class Machine:
                 return calls * 2 * len(a) ** 3 / seconds
             calls = max(2 * calls, int(calls * _MATMUL_SECONDS / seconds))
 
-    def operations(self, case: peers.Case) -> tuple[int, float]:
-        """Counted by `operations` and by XLA."""
-        return operations(case), xla_operations(case)
+    def operations(self, case: peers.Case) -> dict[str, float]:
+        """Of one update, counted here and by XLA: written out, and those done on this device."""
+        return {
+            "operations": operations(case),
+            "xla_operations": xla_operations(case),
+            "operations_done": operations(case, done=True),
+            "xla_operations_done": xla_operations(case, done=True),
+        }
 
     def convolutions(self, case: peers.Case) -> list[tuple[str, Layer]]:
         """The convolutions of a case's step, and whose they are."""
