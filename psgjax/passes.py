@@ -19,7 +19,7 @@ Tree = Any
 PullImages = Callable[[jax.Array], Tree]
 PullScores = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
 
-_CACHED = 4 * 2**20  # bytes that the widest layer gives for a piece: caches hold these, and what is made of them
+_CACHED = 8 * 2**20  # bytes that the widest layer gives for a piece: caches hold these, and what is made of them
 _PIECES = 4  # at most, of the generated and of the real images: each is compiled by itself
 
 
