@@ -37,7 +37,7 @@ class Mixing(NamedTuple):
 def mixing(height: int, stride: int, size: int, dtype: Any) -> Mixing:
     """How to mix rows for features [B, height, w, D] of that type, and a kernel [size, size, C, D]; padding is "SAME".
 
-    Rounding errors are two to four times those of the sum written out. In half precision that is too much, and with one tap, or
+    Rounding errors are two to five times those of the sum written out. In half precision that is too much, and with one tap, or
     more than there are points for, nothing is gained: then every tap is a point.
     """
     taps = size // stride
@@ -67,8 +67,7 @@ def mixing(height: int, stride: int, size: int, dtype: Any) -> Mixing:
 
 def _values(points: int, powers: int) -> np.ndarray:
     """The first powers at each point, [points, powers]; the last point is infinity."""
-    finite = [[float(point) ** power for power in range(powers)] for point in _POINTS[: points - 1]]
-    return np.array([*finite, [0.0] * (powers - 1) + [1.0]])
+    return np.vstack([np.vander(_POINTS[: points - 1], powers, increasing=True), np.eye(powers)[-1]])
 
 
 def tiles(matrices: np.ndarray, x: jax.Array, height: int) -> list[jax.Array]:

@@ -102,11 +102,10 @@ class Convolution:
 def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]], None]) -> None:
     """Every direction of every convolution of the first method's step: psgjax's and flax's, of the contenders asked for."""
     case = Case(options.methods[0], options.width, (options.batch_sizes or (128,))[0], precision=options.precision)
+    names = [name for name in ("psgjax", "flax") if name in options.contenders]
     for owner, layer in machine.call("convolutions", case):
         for direction in _DIRECTIONS:
-            for name in ("psgjax", "flax"):
-                if name not in options.contenders:
-                    continue
+            for name in names:
                 report(time_one(case, owner, layer, direction, name, options))
 
 
