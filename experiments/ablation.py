@@ -30,7 +30,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from experiments import mixtures, status_of
-from psgjax import config as configuration
+from psgjax import schema
 from psgjax.config import (
     METHODS,
     Config,
@@ -123,9 +123,9 @@ def configure(options: Options) -> list[Cell]:
         ConfigError: For a setting that no cell can be run with.
     """
     task = TASKS[options.task]
-    network = configuration.override(task["network"], options.network)
-    optimizer = configuration.override(task["optimizer"], options.optimizer)
-    data = configuration.override(task["data"], options.data)
+    network = schema.override(task["network"], options.network)
+    optimizer = schema.override(task["optimizer"], options.optimizer)
+    data = schema.override(task["data"], options.data)
     mixtures.check_counts(generators=min(options.generators, default=1))
     if options.task == "mixture":
         mixtures.check_network(network)
@@ -178,7 +178,7 @@ def complete(options: Options, cell: Cell, data: Dataset) -> Cell:
 
 def settings(options: Options, config: Config) -> dict[str, Any]:
     """Everything that decides a cell's result, as JSON has it."""
-    values: dict[str, Any] = json.loads(configuration.to_json(config))
+    values: dict[str, Any] = json.loads(schema.to_json(config))
     if options.task == "mnist":
         return {"task": "mnist", **values}
     names = ("task", "mixture", *(item.name for item in dataclasses.fields(mixtures.Protocol)))
@@ -197,7 +197,7 @@ def read_cell(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        different, _ = configuration.differences(record["settings"], wanted), record["result"]
+        different, _ = schema.differences(record["settings"], wanted), record["result"]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged; delete it, and the cell will be done again.") from None
     if different:

@@ -50,6 +50,7 @@ from experiments.mixtures import (
     to_json,
 )
 from psgjax import config as configuration
+from psgjax import schema
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation import coverage
 
@@ -94,7 +95,7 @@ def configure(options: Options) -> dict[str, Config]:
     configs = {
         name: Config(
             method_name=name,
-            method=configuration.override(configuration.named_method(name), options.method),
+            method=schema.override(configuration.named_method(name), options.method),
             network=options.network,
             optimizer=options.optimizer,
             batch_size=options.batch_size,
@@ -169,7 +170,7 @@ def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[st
 
 def settings(config: Config) -> dict[str, Any]:
     """The configuration as JSON has it, without what belongs to images on disk."""
-    values: dict[str, Any] = json.loads(configuration.to_json(config))
+    values: dict[str, Any] = json.loads(schema.to_json(config))
     return {key: value for key, value in values.items() if key not in ("data", "warning", "seed")}
 
 

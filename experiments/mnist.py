@@ -23,6 +23,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax import config as configuration
+from psgjax import schema
 from psgjax.config import (
     Config,
     ConfigError,
@@ -119,14 +120,14 @@ def configure(options: Options) -> dict[str, Config]:
             raise ConfigError(f"--seeds {given or 'names none'}: give one or more, each once.")
     if not options.methods:
         raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
-    data = configuration.override(dataclasses.replace(Data(), **preset["data"]), options.data)
+    data = schema.override(dataclasses.replace(Data(), **preset["data"]), options.data)
     epochs, samples = preset["evaluation"]
     configs = {}
     for name in options.methods:
         configs[name] = Config(
             method_name=name,
-            method=configuration.override(configuration.named_method(name), options.method),
-            network=configuration.override(preset["network"], options.network),
+            method=schema.override(configuration.named_method(name), options.method),
+            network=schema.override(preset["network"], options.network),
             optimizer=options.optimizer,
             data=data,
             batch_size=preset["batch_size"] if options.batch_size is None else options.batch_size,

@@ -33,6 +33,7 @@ from typing_extensions import Doc
 
 from experiments.mixtures import check_counts, markdown, mean, show, show_table, to_json
 from psgjax import config as configuration
+from psgjax import schema
 from psgjax.config import (
     Config,
     ConfigError,
@@ -131,7 +132,7 @@ class Options:
         preset = dataclasses.replace(
             PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None}
         )
-        return dataclasses.replace(preset, network=configuration.override(preset.network, self.network))
+        return dataclasses.replace(preset, network=schema.override(preset.network, self.network))
 
 
 def configure(options: Options) -> dict[str, list[Config]]:
@@ -146,10 +147,10 @@ def configure(options: Options) -> dict[str, list[Config]]:
     for name in options.methods:
         config = Config(
             method_name=name,
-            method=configuration.override(configuration.named_method(name), options.method),
+            method=schema.override(configuration.named_method(name), options.method),
             network=protocol.network,
             optimizer=options.optimizer,
-            data=configuration.override(Data(), options.data),
+            data=schema.override(Data(), options.data),
             batch_size=options.batch_size,
             precision=options.precision,
         )
@@ -286,7 +287,7 @@ def check_out(out: Path, configs: dict[str, list[Config]]) -> None:
 
 def settings(config: Config) -> dict[str, Any]:
     """The configuration as JSON has it, without what differs between trials and what belongs to a machine."""
-    values: dict[str, Any] = json.loads(configuration.to_json(config))
+    values: dict[str, Any] = json.loads(schema.to_json(config))
     return {key: value for key, value in values.items() if key not in ("data", "warning", "seed")}
 
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, the named methods as data, and JSON both ways.
+"""What a run is: frozen dataclasses, and the named methods as data.
 
 Nothing here imports jax, so that a mistake on the command line is found before anything slow is loaded. Every field carries
 its sentence of explanation in its type (PEP 727); the command line shows the same sentence.
@@ -7,38 +7,17 @@ its sentence of explanation in its type (PEP 727); the command line shows the sa
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import reprlib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typing_extensions import Doc
 
+from psgjax import schema
+from psgjax.schema import ConfigError as ConfigError
+
 Source = Literal["auto", "tfds", "idx", "packaged"]
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
-
-
-_short = reprlib.Repr()  # what a file holds is quoted in a message, which stays one short line
-_short.maxstring = _short.maxlong = _short.maxother = 80
-
-
-def _check(holds: bool, name: str, given: object, accepted: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {_short.repr(given)}; it must be {accepted}.")
-
-
-def _known(kind: str, name: str, known: tuple[str, ...]) -> str:
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.0)
-    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(known)}. Did you mean {near[0]!r}?")
 
 
 @dataclass(frozen=True)
@@ -108,16 +87,18 @@ class Method:
             ("power_iterations", 1),
             ("warmup_iterations", 0),
         ):
-            _check(
+            schema.check(
                 getattr(self, name) >= least,
                 f"method.{name}",
                 getattr(self, name),
                 f"a whole number of at least {least}",
             )
-        _check(0 <= self.correct_weight <= 1, "method.correct_weight", self.correct_weight, "a number from 0 to 1")
+        schema.check(
+            0 <= self.correct_weight <= 1, "method.correct_weight", self.correct_weight, "a number from 0 to 1"
+        )
         for name in ("average_loss_weight", "gradient_penalty", "diversity_weight"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, f"method.{name}", value, "a finite number, 0 or more")
+            schema.check(math.isfinite(value) and value >= 0, f"method.{name}", value, "a finite number, 0 or more")
         if self.scores == "softmax" and self.loss != "cross-entropy":
             raise ConfigError(
                 f"method.loss {self.loss} with method.scores softmax: a softmax over the tuple defines a likelihood, which only "
@@ -176,7 +157,7 @@ def named_method(name: str) -> Method:
     Raises:
         ConfigError: If there is none; the message gives the nearest name.
     """
-    return METHODS[_known("method", name, tuple(METHODS))]
+    return METHODS[schema.known("method", name, tuple(METHODS))]
 
 
 @dataclass(frozen=True)
@@ -197,7 +178,9 @@ class Network:
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         for name in ("width", "latent_size"):
-            _check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1")
+            schema.check(
+                getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -223,14 +206,14 @@ class Optimizer:
         """Refuse step sizes and decays with which Adam cannot run."""
         for name in ("learning_rate", "discriminator_learning_rate"):
             value = getattr(self, name)
-            _check(
+            schema.check(
                 value is None or (math.isfinite(value) and value > 0),
                 f"optimizer.{name}",
                 value,
                 "a finite number above 0",
             )
         for name in ("beta1", "beta2", "average_decay"):
-            _check(
+            schema.check(
                 0 <= getattr(self, name) < 1,
                 f"optimizer.{name}",
                 getattr(self, name),
@@ -259,7 +242,7 @@ class Data:
 
     def __post_init__(self) -> None:
         """Refuse a negative count and a folder that the source would ignore."""
-        _check(self.train_images >= 0, "data.train_images", self.train_images, "a whole number, 0 for all")
+        schema.check(self.train_images >= 0, "data.train_images", self.train_images, "a whole number, 0 for all")
         if self.source == "packaged" and self.dir is not None:
             raise ConfigError(
                 f"data.dir {self.dir} with data.source packaged: that source reads no folder; use --data.source idx or tfds."
@@ -277,7 +260,7 @@ class Mesh:
     def __post_init__(self) -> None:
         """Refuse negative sizes."""
         for name in ("replica", "generator", "data"):
-            _check(getattr(self, name) >= 0, f"mesh.{name}", getattr(self, name), "a whole number, 0 to choose")
+            schema.check(getattr(self, name) >= 0, f"mesh.{name}", getattr(self, name), "a whole number, 0 to choose")
 
 
 @dataclass(frozen=True)
@@ -305,16 +288,18 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""
         for name in ("batch_size", "steps"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        _check(self.evaluation_epochs >= 0, "evaluation_epochs", self.evaluation_epochs, "a whole number, 0 for never")
+            schema.check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        schema.check(
+            self.evaluation_epochs >= 0, "evaluation_epochs", self.evaluation_epochs, "a whole number, 0 for never"
+        )
         least = 6 * self.method.generators  # the metrics look at five neighbours of an image
-        _check(
+        schema.check(
             self.evaluation_samples >= least,
             "evaluation_samples",
             self.evaluation_samples,
             f"a whole number of at least {least}",
         )
-        _check(0 <= self.seed < 2**32, "seed", self.seed, f"a whole number from 0 to {2**32 - 1}")
+        schema.check(0 <= self.seed < 2**32, "seed", self.seed, f"a whole number from 0 to {2**32 - 1}")
 
     def steps_per_epoch(self, train_images: int) -> int:
         """Generator updates in one pass over `train_images` images; a last partial batch is left out.
@@ -332,86 +317,6 @@ class Config:
         return train_images // images
 
 
-def to_json(config: Any) -> str:
-    """Any configuration dataclass as JSON text, keys in the order of its fields."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
-
-
-T = TypeVar("T")
-
-
-def from_json(kind: type[T], text: str) -> T:
-    """The configuration dataclass `kind` that `to_json` wrote.
-
-    Raises:
-        ConfigError: If the text is not JSON, or a field is unknown, missing or of another type.
-    """
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise ConfigError(
-            "the configuration is nested too deeply; it must be a JSON object as this version writes it."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"the configuration is not JSON: {error}.") from None
-    return _build(kind, values, "")
-
-
-def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Where two configurations differ, as dataclasses or as the JSON of them: `name: one -> other`, dotted, in field order."""
-    if dataclasses.is_dataclass(one) and dataclasses.is_dataclass(other):
-        one, other = vars(one), vars(other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = dict.fromkeys([*one, *other])
-        return [text for key in keys for text in differences(one.get(key), other.get(key), f"{name}.{key}")]
-    return [] if one == other else [f"{name[1:]}: {one} -> {other}"]
-
-
-def overrides_of(kind: type) -> type:
-    """A dataclass with the fields of `kind`, each optional and unset, for a command line that overrides a named value."""
-    hints = get_type_hints(kind, include_extras=True)
-    fields = []
-    for item in dataclasses.fields(kind):
-        hint = hints[item.name]
-        fields.append((item.name, Annotated[get_args(hint)[0] | None, *hint.__metadata__], None))
-    return dataclasses.make_dataclass(kind.__name__ + "Overrides", fields, frozen=True)
-
-
-def override(value: T, overrides: Any) -> T:
-    """`value` with every field replaced that `overrides` sets; checked again as a whole."""
-    changed = {f.name: v for f in dataclasses.fields(overrides) if (v := getattr(overrides, f.name)) is not None}
-    return dataclasses.replace(value, **changed)  # type: ignore[type-var]
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value`, decoded JSON, as the annotated type `kind`."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    label = where.rstrip(".") or "the configuration"
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{label} is {_short.repr(value)}; it must be a JSON object.")
-        hints = get_type_hints(kind, include_extras=True)
-        for name in value:
-            _known("setting", name, tuple(hints))
-        return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(
-                f"{label} is {_short.repr(value)}; it must be one of {', '.join(map(str, get_args(kind)))}."
-            )
-        return value
-    if type(None) in get_args(kind):
-        return None if value is None else _build(get_args(kind)[0], value, where)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{label} is {_short.repr(value)}; it must be of type {kind.__name__}.")
-    return value
-
-
 # What a command line overrides of a preset or a named method.
 if TYPE_CHECKING:
     DataOverrides = Data
@@ -420,5 +325,5 @@ if TYPE_CHECKING:
     OptimizerOverrides = Optimizer
 else:
     DataOverrides, MethodOverrides, NetworkOverrides, OptimizerOverrides = map(
-        overrides_of, (Data, Method, Network, Optimizer)
+        schema.overrides_of, (Data, Method, Network, Optimizer)
     )

@@ -22,8 +22,7 @@ import safetensors.numpy
 from rich.console import Console
 from rich.table import Table
 
-from psgjax import config as configuration
-from psgjax import networks, objectives, spectral
+from psgjax import networks, objectives, schema, spectral
 from psgjax.checkpoint import arrays, digest, leaf_name
 from psgjax.config import Config, ConfigError
 from psgjax.environment import versions
@@ -104,7 +103,7 @@ def write(path: Path, config: Config, state: TrainState, images: jax.Array, name
     report = {**examine(config, state, images), "not_finite": names}
     tensors = {**{f"state.{name}": array for name, array in arrays(state).items()}, "images": np.asarray(images)}
     record = {
-        "config": json.loads(configuration.to_json(config)),
+        "config": json.loads(schema.to_json(config)),
         "image_shape": _image_shape(images),
         "key": tensors["state.key"].tolist(),
         "versions": versions(),
@@ -130,7 +129,7 @@ def read(path: Path) -> tuple[Config, TrainState, jax.Array, Report]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
         if record.pop("sha256") != _seal(record, tensors):
             raise ValueError("its contents are not those that were written")
-        config = configuration.from_json(Config, json.dumps(record["config"]))
+        config = schema.from_json(Config, json.dumps(record["config"]))
         height, width, channels = record["image_shape"]
         like = jax.eval_shape(lambda: init(config, (height, width, channels)))
         state = _fill(like, tensors)

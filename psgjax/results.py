@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from psgjax import convergence
-from psgjax.config import METHODS, Config, ConfigError, from_json
+from psgjax.config import METHODS, Config, ConfigError
+from psgjax.schema import from_json
 from psgjax.tracking import read_lines, read_picture
 
 _SNAPSHOTS = 6  # of the samples over time

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from psgjax import config as configuration
+from psgjax import schema
 from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
@@ -46,7 +46,7 @@ def read_config(folder: Path) -> Config | None:
     if not path.is_file():
         return None
     try:
-        return configuration.from_json(Config, path.read_text())
+        return schema.from_json(Config, path.read_text())
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a configuration of this version: {error} Choose another --out.") from None
 
@@ -79,7 +79,7 @@ def check_folder(folder: Path, config: Config, seeds: Sequence[int] = ()) -> Non
             "together from the first step. Choose another --out, or the same seeds."
         )
     for path, config in wanted.items():
-        different = configuration.differences(found[path], config) if path in found else []
+        different = schema.differences(found[path], config) if path in found else []
         if different:
             raise ConfigError(
                 f"{path} holds a run with other settings: {'; '.join(different)}. Choose another --out, or the same settings."
@@ -161,7 +161,7 @@ class RunFolder:
 
     def save(self, state: TrainState, seconds: float) -> None:
         """Save the state in the background, with the seconds trained so far, the settings and the versions."""
-        settings = json.loads(configuration.to_json(self.config))
+        settings = json.loads(schema.to_json(self.config))
         self.checkpoints.save(state, {"seconds": seconds, "config": settings, "versions": versions()})
 
     def write(self, line: Line) -> None:
@@ -206,7 +206,7 @@ def opened(path: Path, config: Config, data: Dataset, tell: Callable[[str], None
     with alone(path):
         check_folder(path, config)  # another process may have begun here before this one held it
         if not (path / "config.json").exists():
-            write_atomically(path / "config.json", configuration.to_json(config))
+            write_atomically(path / "config.json", schema.to_json(config))
         _keep_environment(path / "env.json", environment(config, data))
         with Checkpoints(path / "checkpoints", tell=tell) as checkpoints:
             run = RunFolder(path, config, checkpoints)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgjax import config as configuration
+from psgjax import schema
 from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
 from psgjax.runfolder import read_config
 
@@ -75,7 +76,7 @@ SETTINGS = st.builds(
 
 @given(SETTINGS)
 def test_json_and_back_is_the_same(config):
-    assert configuration.from_json(Config, configuration.to_json(config)) == config
+    assert schema.from_json(Config, schema.to_json(config)) == config
 
 
 LEAVES = [
@@ -103,7 +104,7 @@ def changed(tree, path, value):
 @st.composite
 def mutated(draw):
     """A valid configuration as decoded JSON with other values, or unknown settings, at up to three of its places."""
-    tree = json.loads(configuration.to_json(draw(SETTINGS)))
+    tree = json.loads(schema.to_json(draw(SETTINGS)))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(places(tree))))
         inside = tree
@@ -120,13 +121,13 @@ def mutated(draw):
 def check_read(text):
     """Any text is a configuration that survives the way out and back, or one line."""
     try:
-        config = configuration.from_json(Config, text)
+        config = schema.from_json(Config, text)
     except ConfigError as error:
         assert str(error)
         assert "\n" not in str(error)
         assert len(str(error)) < 500
     else:
-        assert configuration.from_json(Config, configuration.to_json(config)) == config
+        assert schema.from_json(Config, schema.to_json(config)) == config
 
 
 @settings(max_examples=300, deadline=None)
@@ -174,29 +175,29 @@ def test_any_bytes_are_a_configuration_or_a_clear_error(content, tmp_path):
 )
 def test_json_that_is_no_configuration_says_where(text, message):
     with pytest.raises(ConfigError) as error:
-        configuration.from_json(Config, text)
+        schema.from_json(Config, text)
     assert message in str(error.value)
 
 
 def test_a_whole_number_in_json_is_a_float_where_one_is_due():
-    rate = configuration.from_json(Config, '{"optimizer": {"learning_rate": 1}}').optimizer.learning_rate
+    rate = schema.from_json(Config, '{"optimizer": {"learning_rate": 1}}').optimizer.learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 
 def test_differences_are_named_in_full():
     one = Config()
     other = dataclasses.replace(one, seed=3, method=dataclasses.replace(one.method, gate="mean"))
-    assert configuration.differences(one, other) == ["method.gate: triplet -> mean", "seed: 0 -> 3"]
-    assert configuration.differences(one, one) == []
+    assert schema.differences(one, other) == ["method.gate: triplet -> mean", "seed: 0 -> 3"]
+    assert schema.differences(one, one) == []
 
 
 def test_overrides_change_what_they_set_and_check_the_whole():
-    overrides = configuration.overrides_of(Method)
-    assert configuration.override(METHODS["sngan"], overrides()) == METHODS["sngan"]
-    assert configuration.override(METHODS["sngan"], overrides(power_iterations=2)).power_iterations == 2
-    assert configuration.override(METHODS["sngan"], overrides(spectral_norm=False)) == METHODS["gan"]
+    overrides = schema.overrides_of(Method)
+    assert schema.override(METHODS["sngan"], overrides()) == METHODS["sngan"]
+    assert schema.override(METHODS["sngan"], overrides(power_iterations=2)).power_iterations == 2
+    assert schema.override(METHODS["sngan"], overrides(spectral_norm=False)) == METHODS["gan"]
     with pytest.raises(ConfigError, match="hinge"):
-        configuration.override(METHODS["psg"], overrides(loss="hinge"))
+        schema.override(METHODS["psg"], overrides(loss="hinge"))
 
 
 def test_the_grid_is_the_papers():

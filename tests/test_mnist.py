@@ -20,7 +20,8 @@ from PIL import Image
 from experiments import mnist
 from psgjax import runfolder, sampling
 from psgjax.checkpoint import Checkpoints
-from psgjax.config import METHODS, Config, Method, from_json, to_json
+from psgjax.config import METHODS, Config, Method
+from psgjax.schema import from_json, to_json
 from psgjax.state import init
 from psgjax.tracking import read_lines
 

@@ -13,7 +13,8 @@ from matplotlib.image import imread, imsave
 from PIL import Image
 
 from psgjax import report, results
-from psgjax.config import METHODS, Config, Data, to_json
+from psgjax.config import METHODS, Config, Data
+from psgjax.schema import to_json
 
 WARNING = "the packaged 5,000 images are used <b>instead</b>"
 

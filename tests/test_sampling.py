@@ -15,8 +15,9 @@ from jax import export
 
 from psgjax import sampling, step
 from psgjax.checkpoint import Checkpoints, arrays, digest
-from psgjax.config import Network, Optimizer, to_json
+from psgjax.config import Network, Optimizer
 from psgjax.inference import make_sampler
+from psgjax.schema import to_json
 
 
 def leave_run(folder, config, state):

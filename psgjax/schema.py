@@ -1,0 +1,117 @@
+"""Settings as frozen dataclasses: checked, written as JSON and read back, compared, and overridden from a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import reprlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
+
+
+_short = reprlib.Repr()  # what a file holds is quoted in a message, which stays one short line
+_short.maxstring = _short.maxlong = _short.maxother = 80
+
+
+def check(holds: bool, name: str, given: object, accepted: str) -> None:
+    """Raise a ConfigError about the named setting unless the condition holds."""
+    if not holds:
+        raise ConfigError(f"{name} is {_short.repr(given)}; it must be {accepted}.")
+
+
+def known(kind: str, name: str, names: tuple[str, ...]) -> str:
+    """The name, if it is one of the names.
+
+    Raises:
+        ConfigError: If it is not; the message has the nearest.
+    """
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.0)
+    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. Did you mean {near[0]!r}?")
+
+
+def to_json(config: Any) -> str:
+    """Any configuration dataclass as JSON text, keys in the order of its fields."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The configuration dataclass `kind` that `to_json` wrote.
+
+    Raises:
+        ConfigError: If the text is not JSON, or a field is unknown, missing or of another type.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ConfigError(
+            "the configuration is nested too deeply; it must be a JSON object as this version writes it."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"the configuration is not JSON: {error}.") from None
+    return _build(kind, values, "")
+
+
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """Where two configurations differ, as dataclasses or as the JSON of them: `name: one -> other`, dotted, in field order."""
+    if dataclasses.is_dataclass(one) and dataclasses.is_dataclass(other):
+        one, other = vars(one), vars(other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [text for key in keys for text in differences(one.get(key), other.get(key), f"{name}.{key}")]
+    return [] if one == other else [f"{name[1:]}: {one} -> {other}"]
+
+
+def overrides_of(kind: type) -> type:
+    """A dataclass with the fields of `kind`, each optional and unset, for a command line that overrides a named value."""
+    hints = get_type_hints(kind, include_extras=True)
+    fields = []
+    for item in dataclasses.fields(kind):
+        hint = hints[item.name]
+        fields.append((item.name, Annotated[get_args(hint)[0] | None, *hint.__metadata__], None))
+    return dataclasses.make_dataclass(kind.__name__ + "Overrides", fields, frozen=True)
+
+
+def override(value: T, overrides: Any) -> T:
+    """`value` with every field replaced that `overrides` sets; checked again as a whole."""
+    changed = {f.name: v for f in dataclasses.fields(overrides) if (v := getattr(overrides, f.name)) is not None}
+    return dataclasses.replace(value, **changed)  # type: ignore[type-var]
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, decoded JSON, as the annotated type `kind`."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    label = where.rstrip(".") or "the configuration"
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{label} is {_short.repr(value)}; it must be a JSON object.")
+        hints = get_type_hints(kind, include_extras=True)
+        for name in value:
+            known("setting", name, tuple(hints))
+        return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(
+                f"{label} is {_short.repr(value)}; it must be one of {', '.join(map(str, get_args(kind)))}."
+            )
+        return value
+    if type(None) in get_args(kind):
+        return None if value is None else _build(get_args(kind)[0], value, where)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{label} is {_short.repr(value)}; it must be of type {kind.__name__}.")
+    return value
