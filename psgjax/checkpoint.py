@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from psgjax.config import ConfigError
-from psgjax.state import TrainState, from_numbers, numbers
+from psgjax.state import TrainState, copied, from_numbers, numbers
 from psgjax.tracking import write_atomically
 
 Progress = dict[str, Any]
@@ -76,7 +76,14 @@ class Checkpoints:
             **({"multiprocessing_options": alone} if jax.process_count() > 1 else {}),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # what is saved is a copy already
+            (jax.Array, ocp.type_handlers.ArrayHandler()),  # there are none, but Orbax warns
+        )
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
         self._folder, self._tell = folder, tell
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
         self._saver = ThreadPoolExecutor(1)
@@ -138,12 +145,12 @@ class Checkpoints:
         """
         step = int(state.step)
         if step not in self.steps():
-            self._saving = self._saver.submit(self._write, step, jax.tree.map(jnp.copy, state), progress)
+            self._saving = self._saver.submit(self._write, step, copied(state), progress)
 
     def _write(self, step: int, state: TrainState, progress: Progress) -> None:
         # On the host: of several processes the first saves alone, and what is saved fits any mesh.
         arrays = jax.tree.map(np.asarray, numbers(state))
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), progress=ocp.args.JsonSave(progress))
         try:
             if not self._folder.is_dir():
                 self._folder.mkdir()
@@ -182,7 +189,10 @@ class Checkpoints:
                 "from the one before."
             )
         arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(numbers, like))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore())
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(arrays, restore_args=as_arrays), progress=ocp.args.JsonRestore()
+        )
         self._check(step, arrays)
         restored = self._manager.restore(step, args=items)
         first = jax.local_devices()[0]
@@ -234,8 +244,11 @@ def _reserve(folder: Path, size: int) -> None:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under a folder but the one that keeps them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _HASHES not in path.name)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and _HASHES not in path.name):
+        with path.open("rb") as file:
+            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _fault(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ and `up` equals `lax.conv_transpose(features, kernel, strides, "SAME", transpose
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -198,8 +198,8 @@ def _down_cpu(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
         return lax.conv_general_dilated(images, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
 
     mixing = filtering.mixing(height // stride, stride, size, images.dtype)
-    parts = map(convolve, filtering.tiles(mixing.images, images, stride), filtering.at_points(mixing.kernel, kernel, 0))
-    return filtering.from_tiles(mixing.features, parts, batch)
+    tiles, kernels = filtering.tiles(mixing.images, images, stride), filtering.at_points(mixing.kernel, kernel, 0)
+    return filtering.from_tiles(mixing.features, _one_by_one(convolve, tiles, kernels), batch)
 
 
 @partial(jax.jit, static_argnames=("stride", "size"))
@@ -228,8 +228,8 @@ def _correlate_cpu(images: jax.Array, features: jax.Array, *, stride: int, size:
         return taps.transpose(1, 2, 0, 3)
 
     mixing = filtering.mixing(features.shape[1], stride, size, images.dtype)
-    parts = map(convolve, filtering.tiles(mixing.images, images, stride), filtering.tiles(mixing.features, features, 1))
-    return filtering.from_points(mixing.kernel, lax.optimization_barrier([*parts]), 0)
+    tiles = filtering.tiles(mixing.images, images, stride), filtering.tiles(mixing.features, features, 1)
+    return filtering.from_points(mixing.kernel, lax.optimization_barrier(_one_by_one(convolve, *tiles)), 0)
 
 
 def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
@@ -248,6 +248,19 @@ def _up_product(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.A
     pixels = pixels.reshape(batch, rows * stride, columns * stride, -1)
     top, left = (_pads(stride, n)[0] for n in kernel.shape[:2])
     return pixels[:, top : top + height * stride, left : left + width * stride]
+
+
+def _one_by_one(convolve: _Map, images: Sequence[jax.Array], kernels: Sequence[jax.Array]) -> list[jax.Array]:
+    """The convolutions of each point, none started before the last is done.
+
+    Left alone, all would be under way at once, each with scratch memory that the threads then keep. What is only scheduled in an
+    order does not wait in it: so each kernel takes a zero from the results before it.
+    """
+    results: list[jax.Array] = []
+    for image, kernel in zip(images, kernels, strict=True):
+        after = kernel + 0 * results[-1].ravel()[0] if results else kernel
+        results.append(convolve(image, after))
+    return results
 
 
 def _patches(images: jax.Array, stride: int, size: int) -> jax.Array:

@@ -15,8 +15,8 @@ from psgjax.step import draw_latents, scale
 
 Tree = Any
 
-_BATCH = 500  # images a generator drawn in one call: bounds its memory
-_BLOCK = 100  # held-out images judged at a time, at most: bounds memory too
+_BATCH = 500  # images a generator drawn in one call
+_BLOCK = 50  # of these, or of the images judged, at a time, at most: more take more memory than training does
 
 
 def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
@@ -50,8 +50,10 @@ def make_artist(
 
     @jax.jit
     def batch(state: TrainState, key: jax.Array) -> jax.Array:
-        images = sample(state, draw_latents(config, key, _BATCH))
-        return jnp.clip(jnp.rint((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        def block(latents: jax.Array) -> jax.Array:
+            return jnp.clip(jnp.rint((sample(state, latents) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+        return _join(jax.lax.map(block, _cut(draw_latents(config, key, _BATCH))))
 
     def draw(state: TrainState, key: jax.Array, count: int) -> list[jax.Array]:
         key, starts = jax.random.fold_in(key, Stream.SAMPLES), range(0, count, _BATCH)
@@ -76,17 +78,24 @@ def make_judge(
 
         def outputs_of(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
             latents, real = inputs
-            tuples = jnp.concatenate([sample(state, latents), scale(real)[None]])
+            tuples = jnp.concatenate([sample(state, latents), scale(real)])
             padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
             flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
             return flat.reshape(*tuples.shape[:2], -1)
 
-        # In blocks: the activations of all images at once would take more memory than training does.
-        size = max(n for n in range(1, _BLOCK + 1) if len(images) % n == 0)
         latents = draw_latents(config, key, len(images))
-        blocks = latents.reshape(len(latents), -1, size, latents.shape[-1]).swapaxes(0, 1)
-        outputs = jax.lax.map(outputs_of, (blocks, images.reshape(-1, size, *image_shape)))
-        outputs = outputs.swapaxes(0, 1).reshape(outputs.shape[1], len(images), -1)
+        outputs = _join(jax.lax.map(outputs_of, (_cut(latents), _cut(images[None]))))
         return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
 
     return jax.jit(judge)
+
+
+def _cut(x: jax.Array) -> jax.Array:
+    """[K, n, ...] in blocks of equal length: [blocks, K, b, ...]."""
+    size = max(b for b in range(1, _BLOCK + 1) if x.shape[1] % b == 0)
+    return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(blocks: jax.Array) -> jax.Array:
+    """The reverse of `_cut`."""
+    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])

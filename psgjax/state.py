@@ -121,6 +121,12 @@ def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
     return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
 
 
+@jax.jit
+def copied(state: TrainState) -> TrainState:
+    """The same in memory of its own, for when the state itself is donated; one program for all its parts."""
+    return jax.tree.map(jnp.copy, state)
+
+
 def numbers(state: TrainState) -> TrainState:
     """A state with its key as numbers, uint32 [..., 2]: plain arrays alone, which any process can save and any mesh take."""
     return dataclasses.replace(state, key=jax.random.key_data(state.key))

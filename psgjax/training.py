@@ -36,7 +36,7 @@ from psgjax.inference import make_artist, make_judge, make_sampler
 from psgjax.networks import stack
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
-from psgjax.state import Stream, TrainState, init, placed
+from psgjax.state import Stream, TrainState, copied, init, placed
 from psgjax.step import draw_latents, make_run
 from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_grid, write_png
 
@@ -179,7 +179,7 @@ class _Loop:
         self.program = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.judge = make_judge(config, image_shape)
-        self.sampler = make_sampler(config, image_shape)
+        self.sampler, self.grid = make_sampler(config, image_shape), jax.jit(self._grid)
         self.artist = make_artist(config, image_shape)
         self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call, and at first the compiler
         self.real: Future[Reference] | None = None
@@ -205,7 +205,7 @@ class _Loop:
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
                 if step == 0:
                     for run, own in zip(self.runs, self._own(states), strict=False):
-                        run.picture(0.0, np.asarray(self._grid(own)))
+                        run.picture(0.0, np.asarray(self.grid(own)))
                 program = compiling.result()
                 keep_heaps()
                 trim_heaps()
@@ -304,7 +304,7 @@ class _Loop:
         config, last = self.config, step == self.config.steps
         epoch = round(step / self.per_epoch, 4)
         judged = self.judge(state, self.held_out)
-        shown = self._grid(state) if _shown(epoch) or last else None
+        shown = self.grid(state) if _shown(epoch) or last else None
         due = config.evaluation_epochs and (last or epoch % config.evaluation_epochs == 0)
         evaluated = self._evaluate(run, state, last) if due else None
 
@@ -336,7 +336,7 @@ class _Loop:
         assert self.real is not None
         count = self.config.evaluation_samples // self.config.method.generators
         batches = self.artist(state, jax.random.key(0), count)
-        kept = jax.tree.map(jnp.copy, state)
+        kept = copied(state)
         awaited = self.real
 
         def work() -> Scores:

@@ -1,5 +1,7 @@
 """The three maps against lax, as adjoints, under every transformation, and nothing slow left in the program."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +149,22 @@ def test_what_several_convolutions_read_is_computed_once():
 
     compiled = jax.jit(gradient, compiler_options=conv.compiler_options()).lower(images, kernel).compile()
     assert compiled.as_text().count(" maximum(") == 1
+
+
+def test_convolutions_of_one_map_run_one_after_the_other():
+    def of_one(form, *shapes):
+        jaxpr = jax.make_jaxpr(form)(*map(jnp.zeros, shapes)).jaxpr.eqns[0].params["jaxpr"]
+        before = {}  # by variable: on how many convolutions it depends
+        for eqn in jaxpr.eqns:
+            own = max((before.get(v, 0) for v in eqn.invars if not hasattr(v, "val")), default=0)
+            own += eqn.primitive is lax.conv_general_dilated_p
+            before.update(dict.fromkeys(eqn.outvars, own))
+        return sum(eqn.primitive is lax.conv_general_dilated_p for eqn in jaxpr.eqns), max(before.values())
+
+    images, features, kernel = (4, 14, 14, 16), (4, 7, 7, 24), (4, 4, 16, 24)
+    forms = partial(conv._down_cpu, stride=2, size=4), partial(conv._correlate_cpu, stride=2, size=4)
+    assert of_one(forms[0], images, kernel) == (8, 8)
+    assert of_one(forms[1], images, features) == (8, 8)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

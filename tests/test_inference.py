@@ -27,3 +27,14 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     expected = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
     assert {name: float(value) for name, value in judged.items()} == {k: float(v) for k, v in expected.items()}
     assert 0 <= float(judged["accuracy"]) <= 1
+
+
+def test_images_drawn_in_blocks_are_those_drawn_at_once(monkeypatch):
+    config = tiny("psg")
+    state, key = first_state(config), jax.random.key(3)
+    (drawn,) = inference.make_artist(config, SHAPE)(state, key, 70)
+    monkeypatch.setattr(inference, "_BLOCK", inference._BATCH)
+    (at_once,) = inference.make_artist(config, SHAPE)(state, key, 70)
+    assert drawn.shape == (2, 70, *SHAPE)
+    assert drawn.min() < drawn.max()
+    np.testing.assert_array_equal(drawn, at_once)
