@@ -84,23 +84,27 @@ def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
     import jax.numpy as jnp
 
     from experiments import mnist
-    from psgjax import data, environment, training
+    from psgjax import data, environment, inference, training
     from psgjax import state as states
 
     environment.use_compilation_cache()
+    environment.limit_heaps()
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     config = next(iter(mnist.configure(options).values()))
     dataset = data.load(config.data)
     config = mnist.complete(options, config, dataset)
     shape = dataset.images.shape[1:]
-    state = jax.jit(lambda key: states.init(config, shape, key))(jax.random.key(config.seed))
-    images = jnp.asarray(dataset.images)
+    state = states.make_init(config, shape)(jax.random.key(config.seed))
+    images, held_out = jnp.asarray(dataset.images), jnp.asarray(dataset.held_out_images)
     environment.seconds_per_operation()
     program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
+    grid, judge = inference.make_grid(config, shape), inference.make_judge(config, shape)
+    jax.block_until_ready((grid(state), judge(state, held_out)))
     environment.keep_heaps()
     environment.trim_heaps()
+    resident = _resident(os.getpid())  # before XLA is asked for its counts, which takes memory too
     sizes: Any = program.memory_analysis()
-    pipe.send((_resident(os.getpid()), sizes.temp_size_in_bytes))
+    pipe.send((resident, sizes.temp_size_in_bytes))
 
 
 def prepared(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:

@@ -89,14 +89,22 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def limit_heaps(largest: int = 2**20) -> None:
+    """Have glibc put blocks of more bytes than that in memory of their own, given back when they are freed, if no heap has room.
+
+    Left alone it takes heaps for ever larger ones. Elsewhere than under glibc this does nothing.
+    """
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_THRESHOLD, largest)
+
+
 def keep_heaps() -> None:
-    """Have glibc keep freed memory in its heaps, until `trim_heaps`, for the next operation that asks for as much.
+    """Have glibc keep what is freed of its heaps, until `trim_heaps`, for the next operation that asks for as much.
 
     Left alone it may give the end of a heap back after an operation and take it anew for the next, page by page, zeroed each time:
     whether it does depends on the sizes that happen to be freed first. Elsewhere than under glibc this does nothing.
     """
     if libc := _glibc():
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # as far as it grows by itself
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 

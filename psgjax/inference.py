@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from psgjax import networks, objectives, spectral
+from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
 from psgjax.state import Stream, TrainState, build
 from psgjax.step import draw_latents, scale
 
 Tree = Any
 
+_GRID = 32  # images a generator in a sample grid
 _BATCH = 500  # images a generator drawn in one call
 _BLOCK = 50  # of these, or of the images judged, at a time, at most: more take more memory than training does
 
 
 def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState, jax.Array], jax.Array]:
-    """`sample(state, latents [K, B, latent_size]) -> images [K, B, H, W, C]` in [-1, 1], float32.
+    """`sample(state, latents [K, B, latent_size]) -> images [K, B, H, W, C]` in [-1, 1], float32. Pure: to be jitted from outside.
 
     In evaluation mode: running batch statistics, and the average of the parameters where one is kept.
     """
@@ -36,7 +38,18 @@ def make_sampler(config: Config, image_shape: tuple[int, int, int]) -> Callable[
 
         return networks.crop_to(jax.vmap(one)(params, g.batch_stats, latents), image_shape)
 
-    return jax.jit(sample)
+    return sample
+
+
+def make_grid(config: Config, image_shape: tuple[int, int, int]) -> Callable[[TrainState], jax.Array]:
+    """`grid(state) -> images`: 32 of each generator, [K, 32, H, W, C] in [-1, 1], of the same latents at every step."""
+    sample = make_sampler(config, image_shape)
+
+    @partial(jax.jit, compiler_options=conv.compiler_options(seldom=True))
+    def grid(state: TrainState) -> jax.Array:
+        return sample(state, draw_latents(config, jax.random.fold_in(state.key, Stream.GRID), _GRID))
+
+    return grid
 
 
 def make_artist(
@@ -48,7 +61,7 @@ def make_artist(
     """
     sample = make_sampler(config, image_shape)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=conv.compiler_options(seldom=True))
     def batch(state: TrainState, key: jax.Array) -> jax.Array:
         def block(latents: jax.Array) -> jax.Array:
             return jnp.clip(jnp.rint((sample(state, latents) + 1) * 127.5), 0, 255).astype(jnp.uint8)
@@ -72,6 +85,7 @@ def make_judge(
     _, discriminator = build(config, image_shape)
     sample = make_sampler(config, image_shape)
 
+    @partial(jax.jit, compiler_options=conv.compiler_options(seldom=True))
     def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
         key, d = jax.random.fold_in(state.key, Stream.JUDGE), state.discriminator
         params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
@@ -87,7 +101,7 @@ def make_judge(
         outputs = _join(jax.lax.map(outputs_of, (_cut(latents), _cut(images[None]))))
         return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
 
-    return jax.jit(judge)
+    return judge
 
 
 def _cut(x: jax.Array) -> jax.Array:

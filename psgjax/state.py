@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import register_dataclass
 
-from psgjax import networks, objectives, spectral
+from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
 
 Tree = Any
@@ -108,6 +109,11 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
         discriminator=Discriminator(d_params, d_optimizer.init(d_params), vectors),
         metrics=_zero_metrics(config),
     )
+
+
+def make_init(config: Config, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], TrainState]:
+    """`begin(key) -> state`: `init`, compiled as all do who begin a run or begin it again, so that they get the same bits."""
+    return jax.jit(partial(init, config, image_shape), compiler_options=conv.compiler_options(seldom=True))
 
 
 def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:

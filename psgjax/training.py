@@ -29,22 +29,30 @@ from typing_extensions import Doc
 from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import device_name, keep_heaps, seconds_per_operation, trim_heaps, use_compilation_cache
+from psgjax.environment import (
+    device_name,
+    keep_heaps,
+    limit_heaps,
+    seconds_per_operation,
+    trim_heaps,
+    use_compilation_cache,
+)
 from psgjax.evaluation.classifier import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
-from psgjax.inference import make_artist, make_judge, make_sampler
+from psgjax.inference import make_artist, make_grid, make_judge
 from psgjax.networks import stack
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
-from psgjax.state import Stream, TrainState, copied, init, placed
-from psgjax.step import draw_latents, make_run
+from psgjax.state import TrainState, abstract, copied, make_init, placed
+from psgjax.step import make_run
 from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_grid, write_png
 
 Tree = Any
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
+_SCRATCH = 32 * 2**20  # bytes that an operation takes for itself, at most: heaps grow by so much in the first calls,
+_GROWTH_CALLS = 4  # and not after so many: by then they suffice, and what else is made there would stay
 _CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may have to wait for, twice
-_GRID = 32  # images a generator in a sample grid
 _NEIGHBOURS = 12  # samples of each generator shown above their nearest training images
 _IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
 _JUDGED = 2000  # held-out images on which D's accuracy is taken
@@ -131,28 +139,30 @@ def train(
     if writes:
         check_folder(folder, config, seeds)
     per_epoch = config.steps_per_epoch(len(data.images))
-    start = partial(init, config, data.images.shape[1:])
+    limit_heaps()
     with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
         tell = partial(console.print, highlight=False, soft_wrap=True)
         runs = [resources.enter_context(opened(path, each, data, tell)) for path, each in wanted.items() if writes]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
-        found = restore(runs, jax.eval_shape(start)) if runs else []
-        if found:
-            states, seconds = [state for state, _ in found], max(progress["seconds"] for _, progress in found)
-        else:
-            states, seconds = [jax.jit(start)(jax.random.key(each.seed)) for each in wanted.values()], 0.0
-        (step,) = agreed(int(states[0].step))
+        found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []
+        (step,) = agreed(max((int(state.step) for state, _ in found), default=0))
         for run in runs:
             check_lines(run.path / "metrics.jsonl", step, per_epoch)
         if step == config.steps:
             console.print(f"{name}: finished already, {step:,} steps", highlight=False)
             return Outcome(step, finished=True)
-        return _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch).run(states, step, seconds)
+        loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch)
+        if found:
+            states, seconds = [state for state, _ in found], max(progress["seconds"] for _, progress in found)
+        else:
+            begin = make_init(config, data.images.shape[1:])
+            states, seconds = [begin(jax.random.key(each.seed)) for each in wanted.values()], 0.0
+        return loop.run(states, step, seconds)
 
 
 class _Loop:
-    """One call of `train` with states to continue from.
+    """One call of `train`. Its program is traced and compiled while all else that there is to begin with is made.
 
     All runs take the same program: one after the other, or as one stacked state. Only the first of several processes has `runs`.
     """
@@ -176,40 +186,46 @@ class _Loop:
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         image_shape = data.images.shape[1:]
         self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
-        self.program = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.judge = make_judge(config, image_shape)
-        self.sampler, self.grid = make_sampler(config, image_shape), jax.jit(self._grid)
+        self.grid = make_grid(config, image_shape)
         self.artist = make_artist(config, image_shape)
         self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call, and at first the compiler
         self.real: Future[Reference] | None = None
+        state = abstract(config, image_shape, mesh, count if self.stacked else None)
+        updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
+        self.lowered = self.evaluator.submit(updates.lower, state, self.images, jnp.int32(0))
+        self.program = self.evaluator.submit(lambda: self.lowered.result().compile())
 
     def run(self, states: list[TrainState], step: int, seconds: float) -> Outcome:
         config = self.config
         states = [stack(states)] if self.stacked else states
         if self.mesh is not None:
             states = [placed(states[0], self.mesh, self.stacked)]
-        lowered = self.program.lower(states[0], self.images, jnp.int32(0))
-        self._announce(lowered, config.steps - step, len(states))
+        self._announce(self.lowered.result(), config.steps - step, len(states))
         started = time.monotonic() - seconds
         images_per_step = self.count * config.batch_size * config.method.discriminator_steps
         pending: Callable[[], None] | None = None
         try:
-            compiling = self.evaluator.submit(lowered.compile)  # while what else there is to begin with is made
             for run in self.runs:
                 run.begin(step)
             if config.evaluation_epochs and self.runs:
                 classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
                 self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
-            saved_at, count = time.monotonic(), 1
+            saved_at, calls, count = time.monotonic(), 0, 1
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
-                if step == 0:
-                    for run, own in zip(self.runs, self._own(states), strict=False):
+                for run, own in zip(self.runs, self._own(states), strict=False):
+                    if step == 0:
                         run.picture(0.0, np.asarray(self.grid(own)))
-                program = compiling.result()
+                    self.judge(own, self.held_out)  # compiled now, and not when the first epoch ends
+                program = self.program.result()
+                limit_heaps(_SCRATCH)
                 keep_heaps()
                 trim_heaps()
                 while step < config.steps:
+                    calls += 1
+                    if calls == _GROWTH_CALLS:
+                        limit_heaps()
                     called = time.monotonic()
                     count = min(count, self.per_epoch - step % self.per_epoch, config.steps - step)
                     count, due, asked_to_stop = agreed(count, called - saved_at > _SAVE_SECONDS, self.stop.signal)
@@ -287,9 +303,13 @@ class _Loop:
         """
         kept = ""
         for run in self.runs[index : index + 1]:
-            start = partial(init, run.config, self.data.images.shape[1:])
-            found, images = run.checkpoints.restore(jax.eval_shape(start)), jnp.asarray(self.data.images)
-            state = found[0] if found else jax.jit(start)(jax.random.key(run.config.seed))
+            found = run.checkpoints.restore(abstract(run.config, self.data.images.shape[1:]))
+            images = jnp.asarray(self.data.images)
+            state = (
+                found[0]
+                if found
+                else make_init(run.config, self.data.images.shape[1:])(jax.random.key(run.config.seed))
+            )
             state = divergence.advance(run.config, state, images, step - 1)
             path = run.path / "diverged.safetensors"
             divergence.write(path, run.config, state, divergence.next_batch(run.config, state, images), names)
@@ -326,10 +346,6 @@ class _Loop:
                 run.picture(epoch, np.asarray(shown))
 
         return write
-
-    def _grid(self, state: TrainState) -> jax.Array:
-        """The same latents in every epoch, as images [K, n, H, W, C]."""
-        return self.sampler(state, draw_latents(self.config, jax.random.fold_in(state.key, Stream.GRID), _GRID))
 
     def _evaluate(self, run: RunFolder, state: TrainState, last: bool) -> Callable[[], Scores]:
         """Ask the device for samples and score them beside its next call; the function returned waits, and keeps the best state."""

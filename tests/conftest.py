@@ -60,7 +60,7 @@ def images() -> np.ndarray:
 
 @functools.cache
 def _init(config: Config):
-    return jax.jit(lambda key: states.init(config, SHAPE, key))
+    return states.make_init(config, SHAPE)
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def test_freed_memory_is_given_back():
 
 AGAIN = """
 import ctypes, resource, sys
-from psgjax.environment import keep_heaps
+from psgjax.environment import keep_heaps, limit_heaps
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -73,6 +73,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 if sys.argv[1] == "kept":
+    limit_heaps(2_000_000)
     keep_heaps()
 use(1_000_000, 1)  # by which glibc would decide how much it keeps
 use(900_000, 20)
@@ -87,6 +88,37 @@ print((faults() - before) * resource.getpagesize())
 def test_memory_that_is_asked_for_again_is_kept():
     (kept,), (given_back,) = (map(int, printed(AGAIN, how)) for how in ("kept", "left alone"))
     assert kept < 5e6 < 100e6 < given_back  # bytes zeroed by the operating system, of 180 MB asked for
+
+
+APART = """
+import ctypes, os, sys
+from experiments.footprint import _resident
+from psgjax.environment import keep_heaps, limit_heaps
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+limit_heaps(32_000_000)
+keep_heaps()
+if sys.argv[1] == "limited":
+    limit_heaps()
+before = _resident(os.getpid())
+block = libc.malloc(30_000_000)
+ctypes.memset(block, 1, 30_000_000)
+libc.free(block)
+print(_resident(os.getpid()) - before)
+"""
+
+
+@GLIBC
+def test_a_large_block_is_given_back_where_heaps_are_limited():
+    (limited,), (left,) = (map(int, printed(APART, how)) for how in ("limited", "left alone"))
+    assert limited < 1e6 < 29e6 < left
+
+
+def test_what_stands_before_the_first_update_is_measured(tmp_path):
+    resident, activations = footprint.prepared((*TINY, "--steps", "8"), tmp_path)
+    assert 100e6 < resident < 1e9
+    assert 1e4 < activations < 50e6
 
 
 def printed(script, *arguments):

@@ -19,7 +19,7 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     judged = inference.make_judge(config, SHAPE)(state, images)
 
     key = jax.random.fold_in(state.key, states.Stream.JUDGE)
-    fakes = inference.make_sampler(config, SHAPE)(state, stepping.draw_latents(config, key, count))
+    fakes = jax.jit(inference.make_sampler(config, SHAPE))(state, stepping.draw_latents(config, key, count))
     tuples = jnp.concatenate([fakes, stepping.scale(images)[None]])
     _, discriminator = states.build(config, SHAPE)
     params, _ = spectral.normalise(state.discriminator.params, state.discriminator.spectral_vectors, 0)

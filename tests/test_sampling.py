@@ -63,7 +63,7 @@ def test_an_exported_run_is_sampled_where_this_package_is_not(run, tmp_path):
     np.savez(tmp_path / "latents.npz", **latents)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-I", "-c", ELSEWHERE], cwd=tmp_path, env=environment, check=True)
-    sampler = make_sampler(config, image_shape)
+    sampler = jax.jit(make_sampler(config, image_shape))
     with np.load(tmp_path / "images.npz") as images:
         for name, given in latents.items():
             assert images[name].dtype == np.float32
@@ -103,7 +103,9 @@ def test_every_network_is_exported_with_what_is_sampled(config):
     state = first_state(config)
     exported = export.deserialize(bytearray(sampling.to_stablehlo(config, state, SHAPE)))
     latents = jax.random.normal(jax.random.key(0), (1, 3, 6))
-    np.testing.assert_allclose(exported.call(latents), make_sampler(config, SHAPE)(state, latents), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        exported.call(latents), jax.jit(make_sampler(config, SHAPE))(state, latents), rtol=0, atol=1e-6
+    )
 
 
 def test_a_hash_sees_every_bit_of_every_leaf():

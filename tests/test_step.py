@@ -263,9 +263,9 @@ def test_average_and_schedule(images):
         for a, b in ((before, first), (first, second))
     ]
     assert steps[1] < 0.75 * steps[0]  # half the step size, if not half the step
-    sampled = inference.make_sampler(config, SHAPE)(first, latents_of(config, first))
+    sampled = jax.jit(inference.make_sampler(config, SHAPE))(first, latents_of(config, first))
     plain = dataclasses.replace(config, optimizer=Optimizer())
-    assert not same(sampled, inference.make_sampler(plain, SHAPE)(first, latents_of(config, first)))
+    assert not same(sampled, jax.jit(inference.make_sampler(plain, SHAPE))(first, latents_of(config, first)))
 
 
 def run_of(config, images):

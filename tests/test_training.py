@@ -35,7 +35,7 @@ def compiled_once(monkeypatch):
         monkeypatch.setattr(training, name, cached)
 
 
-PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_sampler")}
+PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_grid")}
 
 
 @pytest.fixture
