@@ -219,6 +219,7 @@ class _Loop:
                         run.picture(0.0, np.asarray(self.grid(own)))
                     self.judge(own, self.held_out)  # compiled now, and not when the first epoch ends
                 program = self.program.result()
+                del self.lowered, self.program  # what was traced is not needed any more
                 limit_heaps(_SCRATCH)
                 keep_heaps()
                 trim_heaps()
