@@ -304,13 +304,9 @@ class _Loop:
         """
         kept = ""
         for run in self.runs[index : index + 1]:
-            found = run.checkpoints.restore(abstract(run.config, self.data.images.shape[1:]))
-            images = jnp.asarray(self.data.images)
-            state = (
-                found[0]
-                if found
-                else make_init(run.config, self.data.images.shape[1:])(jax.random.key(run.config.seed))
-            )
+            shape, images = self.data.images.shape[1:], jnp.asarray(self.data.images)
+            found, begin = run.checkpoints.restore(abstract(run.config, shape)), make_init(run.config, shape)
+            state = found[0] if found else begin(jax.random.key(run.config.seed))
             state = divergence.advance(run.config, state, images, step - 1)
             path = run.path / "diverged.safetensors"
             divergence.write(path, run.config, state, divergence.next_batch(run.config, state, images), names)
