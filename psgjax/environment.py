@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+SCRATCH = 32 * 2**20  # bytes that an operation takes for itself, at most: what heaps must grow by for its sake
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SHARE_OF_PEAK = 0.45  # of the matmul rate that a step reaches, roughly: for the forecast alone
 

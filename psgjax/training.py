@@ -30,6 +30,7 @@ from psgjax import divergence
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import (
+    SCRATCH,
     device_name,
     keep_heaps,
     limit_heaps,
@@ -50,8 +51,7 @@ from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_
 Tree = Any
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
-_SCRATCH = 32 * 2**20  # bytes that an operation takes for itself, at most: heaps grow by so much in the first calls,
-_GROWTH_CALLS = 4  # and not after so many: by then they suffice, and what else is made there would stay
+_GROWTH_CALLS = 4  # in which heaps grow: by then they suffice for operations, and what else is made there would stay
 _CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may have to wait for, twice
 _NEIGHBOURS = 12  # samples of each generator shown above their nearest training images
 _IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
@@ -214,13 +214,10 @@ class _Loop:
                 self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
             saved_at, calls, count = time.monotonic(), 0, 1
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
-                for run, own in zip(self.runs, self._own(states), strict=False):
-                    if step == 0:
-                        run.picture(0.0, np.asarray(self.grid(own)))
-                    self.judge(own, self.held_out)  # compiled now, and not when the first epoch ends
+                self._warm_up(states, step)
                 program = self.program.result()
                 del self.lowered, self.program  # what was traced is not needed any more
-                limit_heaps(_SCRATCH)
+                limit_heaps(SCRATCH)
                 keep_heaps()
                 trim_heaps()
                 while step < config.steps:
@@ -257,6 +254,15 @@ class _Loop:
         """What belongs to each run, on one device."""
         trees = trees if self.mesh is None else [gathered(trees[0], self.mesh)]
         return self.unstack(trees[0], self.count) if self.stacked else trees
+
+    def _warm_up(self, states: list[TrainState], step: int) -> None:
+        """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""
+        own = self._own(states)
+        if step == 0:
+            for run, state in zip(self.runs, own, strict=False):
+                run.picture(0.0, np.asarray(self.grid(state)))
+        if self.runs:
+            self.judge(own[0], self.held_out)
 
     def _save(self, states: list[TrainState], seconds: float) -> None:
         for run in self.runs:  # each keeps two steps: so one that all have is there at any moment

@@ -45,7 +45,7 @@ class Psgjax:
         started = time.perf_counter()
         self.program = run.lower(self.state, self.images, jnp.int32(1)).compile()
         self.facts = {"compile_seconds": time.perf_counter() - started, "device": jax.devices()[0].device_kind}
-        environment.limit_heaps(32 * 2**20)
+        environment.limit_heaps(environment.SCRATCH)
         environment.keep_heaps()
         environment.trim_heaps()
         self.per_epoch = config.steps_per_epoch(peers.TRAIN_IMAGES)
