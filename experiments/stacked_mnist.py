@@ -300,7 +300,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     protocol, configs = options.protocol, configure(options)
     from psgjax import data as datasets
     from psgjax import environment, training
-    from psgjax.evaluation.classifier import for_data
+    from psgjax.evaluation.fitting import for_data
     from psgjax.tracking import write_atomically
 
     def tell(text: str) -> None:

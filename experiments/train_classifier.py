@@ -62,6 +62,7 @@ def run(options: Options, command: str, console: Console) -> None:
     from psgjax import data as datasets
     from psgjax import environment
     from psgjax.evaluation import classifier as classifiers
+    from psgjax.evaluation import fitting
 
     environment.use_compilation_cache()
     data = datasets.load(options.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
@@ -71,7 +72,7 @@ def run(options: Options, command: str, console: Console) -> None:
     columns = TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}")
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("classifier", total=options.epochs, text="compiling")
-        trained = classifiers.fit(
+        trained = fitting.fit(
             data.images,
             data.labels,
             epochs=options.epochs,

@@ -38,7 +38,7 @@ from psgjax.environment import (
     trim_heaps,
     use_compilation_cache,
 )
-from psgjax.evaluation.classifier import for_data
+from psgjax.evaluation.fitting import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_grid, make_judge
 from psgjax.networks import stack

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from psgjax import state as states
-from psgjax.config import METHODS, Config, Method, Network
+from psgjax.config import METHODS, Config, Data, Method, Network
+from psgjax.data import Dataset, load
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
@@ -56,6 +57,20 @@ def disk(tmp_path):
 def images() -> np.ndarray:
     """[32, 8, 8, 1] uint8."""
     return np.random.default_rng(0).integers(0, 256, (32, *SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Dataset:
+    """The 5,000 packaged images of MNIST."""
+    return load(Data(source="packaged"), progress=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A classifier that knows bars."""
+    import bars  # here, because most tests do without what makes it
+
+    return bars.fit()
 
 
 @functools.cache

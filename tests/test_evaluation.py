@@ -15,17 +15,10 @@ import pytest
 from PIL import Image
 
 from experiments import mnist
-from psgjax.config import Data
-from psgjax.data import load
 from psgjax.evaluation import __main__ as command
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import beside_nearest, reference, score
 from psgjax.tracking import read_lines
-
-
-@pytest.fixture(scope="module")
-def packaged():
-    return load(Data(source="packaged"))
 
 
 @pytest.fixture(scope="module")

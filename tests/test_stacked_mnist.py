@@ -9,6 +9,7 @@ import pytest
 from experiments import stacked_mnist
 from psgjax import data
 from psgjax.evaluation import classifier as classifiers
+from psgjax.evaluation import fitting
 from psgjax.evaluation.classifier import Classifier
 
 TINY = ["--trials", "2", "--epochs", "1", "--images", "32", "--samples", "60", "--batch-size", "8", "--out", "out"]
@@ -29,7 +30,7 @@ def digits(monkeypatch):
     loaded = data.Dataset(images, labels, images, labels, info | {"warning": None})
     monkeypatch.setattr(data, "load", lambda config, progress: loaded)
     judge = Classifier({}, (8, 8, 1), 10, {"accuracy": 1.0, "sha256": "0", "held_out_images": 40})
-    monkeypatch.setattr(classifiers, "for_data", lambda data, progress: judge)
+    monkeypatch.setattr(fitting, "for_data", lambda data, progress: judge)
 
     def apply(classifier, images):
         seen = np.minimum(images.mean((1, 2, 3)) // 10, 9).astype(int)
@@ -53,7 +54,7 @@ def test_stacked_images_hold_the_digits_that_their_mode_names(digits):
 
 def test_each_channel_is_classified_alone(digits):
     images, modes = stacked_mnist.stack(digits.images, digits.labels, 50, (0,))
-    predictions = stacked_mnist.predict(classifiers.for_data(digits, print), images)
+    predictions = stacked_mnist.predict(fitting.for_data(digits, print), images)
     np.testing.assert_array_equal(predictions @ [100, 10, 1], modes)
 
 

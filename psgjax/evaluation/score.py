@@ -13,7 +13,7 @@ import numpy as np
 
 from psgjax.data import Dataset
 from psgjax.evaluation import classifier as classifiers
-from psgjax.evaluation import coverage, difference, frechet, manifold, neighbours
+from psgjax.evaluation import coverage, difference, fitting, frechet, manifold, neighbours
 from psgjax.evaluation.classifier import Classifier
 
 Scores = dict[str, Any]
@@ -44,7 +44,7 @@ class Reference:
 
 def reference_of(data: Dataset, progress: Callable[[str], None] = print) -> Reference:
     """The held-out images of a data set, with its classifier and its training images."""
-    return reference(data.held_out_images, data.images, classifiers.for_data(data, progress))
+    return reference(data.held_out_images, data.images, fitting.for_data(data, progress))
 
 
 def reference(images: np.ndarray, training: np.ndarray | None, classifier: Classifier | None) -> Reference:
