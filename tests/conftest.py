@@ -61,6 +61,14 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, *SHAPE), dtype=np.uint8)
 
 
+@pytest.fixture
+def data(images) -> Dataset:
+    """Noise, said to be the packaged images."""
+    info = {"description": "noise", "sha256": "0" * 64, "source": "packaged", "warning": None}
+    labels = np.zeros(32, np.int32)
+    return Dataset(images, labels, images[:8], labels[:8], info)
+
+
 @pytest.fixture(scope="session")
 def packaged() -> Dataset:
     """The 5,000 packaged images of MNIST."""

@@ -1,11 +1,9 @@
 """Resumed equals uninterrupted, bit for bit; folders, checkpoints and data that do not belong are refused and left alone."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -14,64 +12,14 @@ import sys
 
 import chex
 import jax
-import numpy as np
 import pytest
 from conftest import SHAPE, same, tiny
-from rich.console import Console
+from runs import StopAfter, final_state, timeless, train
 
-from experiments import status_of
 from psgjax import runfolder, training
 from psgjax import state as states
 from psgjax.checkpoint import CheckpointError, Checkpoints, digest
 from psgjax.config import ConfigError, Network
-from psgjax.data import Dataset
-from psgjax.tracking import read_lines
-
-
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch):
-    """The same program again is compiled once in this module."""
-    for name, cached in PROGRAMS.items():
-        monkeypatch.setattr(training, name, cached)
-
-
-PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_grid")}
-
-
-@pytest.fixture
-def data(images):
-    info = {"description": "noise", "sha256": "0" * 64, "source": "packaged", "warning": None}
-    labels = np.zeros(32, np.int32)
-    return Dataset(images, labels, images[:8], labels[:8], info)
-
-
-class StopAfter(training.Stop):
-    """Asks the run to stop, as SIGINT would, when it has been looked at so often."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def signal(self):
-        self.looks -= 1
-        return 2 if self.looks < 0 else 0
-
-
-def train(config, data, folder, stop=None, seeds=()):
-    stop = stop or training.Stop()
-    return training.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
-
-
-def final_state(config, folder):
-    like = jax.eval_shape(lambda: states.init(config, SHAPE))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoints.restore(like)[0]
-
-
-def timeless(folder):
-    return [
-        {key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "metrics.jsonl")
-    ]
 
 
 @pytest.mark.parametrize("name", ["psg", "sngan"])
@@ -274,6 +222,20 @@ def test_a_second_signal_does_not_wait(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process_at_once(number):
+    wait = "import time; from psgjax.training import Stop\n"
+    wait += (
+        "with Stop().listening(): print('ready', flush=True); time.sleep(1); print('asked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "asked\n"  # the first one ends nothing
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
+
+
 def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
     config = tiny("gan", steps=1)
     train(config, data, tmp_path / "run")
@@ -297,121 +259,3 @@ def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):
 def test_grids_are_kept_at_1_2_5_10_and_so_on():
     assert [epoch for epoch in range(0, 600) if training._shown(epoch)] == [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
     assert not training._shown(2.5)
-
-
-class Once(training.Stop):
-    """Never stops the run, but does something in its middle."""
-
-    def __init__(self, looks, act):
-        self.looks, self.act = looks, act
-
-    @property
-    def signal(self):
-        self.looks -= 1
-        if self.looks == 0:
-            self.act()
-        return 0
-
-
-class Waiting(Checkpoints):
-    """Saves at once: nothing is under way when a test breaks something."""
-
-    def save(self, state, progress):
-        super().save(state, progress)
-        self.wait()
-
-
-@pytest.fixture
-def saving_always(monkeypatch):
-    monkeypatch.setattr(runfolder, "Checkpoints", Waiting)
-    monkeypatch.setattr(training, "_SAVE_SECONDS", -1.0)
-
-
-def refused(capfd, message, work):
-    """Whether a command that does this says so in one line, with status 2."""
-    assert status_of(work) == 2
-    error = capfd.readouterr().err
-    assert re.fullmatch(f"error: .*{message}.*\n", error), error
-
-
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(saving_always, data, disk, tmp_path, capfd):
-    config = tiny("gan", steps=40)
-    train(config, data, tmp_path / "whole")
-
-    def fill():
-        with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-
-    refused(capfd, "No space left on device", lambda: train(config, data, disk / "run", Once(3, fill)))
-    assert 0 < int(final_state(config, disk / "run").step) < 40
-    refused(capfd, "No space left on device", lambda: train(config, data, disk / "run"))
-    (disk / "full").unlink()
-    assert train(config, data, disk / "run").finished
-    assert timeless(disk / "run") == timeless(tmp_path / "whole")
-    assert same(final_state(config, disk / "run"), final_state(config, tmp_path / "whole"))
-
-
-def test_a_folder_that_cannot_be_written_is_one_line_and_stays(data, disk, capfd):
-    config = tiny("gan", steps=4)
-    train(config, data, disk / "run", StopAfter(1))
-    before = {path: path.is_file() and path.read_bytes() for path in disk.rglob("*")}
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    for name in ("run", "other"):
-        refused(capfd, f"Read-only file system: .*{name}", lambda name=name: train(config, data, disk / name))
-    assert {path: path.is_file() and path.read_bytes() for path in disk.rglob("*")} == before
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert train(config, data, disk / "run").finished
-
-
-def test_checkpoints_deleted_while_the_run_goes_on_are_made_again(saving_always, data, tmp_path, capfd):
-    config = tiny("gan", steps=40)
-    train(config, data, tmp_path / "whole")
-    folder = tmp_path / "cut"
-    train(config, data, folder, Once(3, lambda: shutil.rmtree(folder / "checkpoints")))
-    assert same(final_state(config, folder), final_state(config, tmp_path / "whole"))
-    assert timeless(folder) == timeless(tmp_path / "whole")
-    assert capfd.readouterr().err == ""
-
-
-def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(saving_always, data, tmp_path, capfd):
-    config = tiny("gan", steps=20)
-    train(config, data, tmp_path / "run")
-    lines, state = timeless(tmp_path / "run"), final_state(config, tmp_path / "run")
-    os.truncate(tmp_path / "run/checkpoints/20/state/manifest.ocdbt", 10)
-    assert train(config, data, tmp_path / "run").finished
-    assert timeless(tmp_path / "run") == lines
-    assert same(final_state(config, tmp_path / "run"), state)
-    assert (tmp_path / "run/checkpoints/damaged-20").is_dir()
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"1" + data[1:]]
-)
-def test_metrics_that_are_cut_short_are_refused_and_left_alone(damage, data, tmp_path, capfd):
-    config = tiny("gan", steps=20)
-    train(config, data, tmp_path / "run")
-    path = tmp_path / "run/metrics.jsonl"
-    sound = path.read_bytes()
-    path.write_bytes(damage(sound))
-    refused(
-        capfd, "metrics.jsonl is cut short or damaged: the line of step", lambda: train(config, data, tmp_path / "run")
-    )
-    assert path.read_bytes() == damage(sound)
-    path.write_bytes(sound)
-    assert train(config, data, tmp_path / "run").finished
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_process_at_once(number):
-    wait = "import time; from psgjax.training import Stop\n"
-    wait += (
-        "with Stop().listening(): print('ready', flush=True); time.sleep(1); print('asked', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        assert process.stdout.readline() == "asked\n"  # the first one ends nothing
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 128 + number

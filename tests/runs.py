@@ -1,0 +1,49 @@
+"""Runs of a moment: trained, stopped, and what they left."""
+
+import functools
+from unittest import mock
+
+import jax
+from conftest import SHAPE
+from rich.console import Console
+
+from psgjax import state as states
+from psgjax import training
+from psgjax.checkpoint import Checkpoints
+from psgjax.tracking import read_lines
+
+# The same program again is compiled once.
+PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_grid")}
+
+
+class StopAfter(training.Stop):
+    """Asks the run to stop, as SIGINT would, when it has been looked at so often."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def signal(self):
+        self.looks -= 1
+        return 2 if self.looks < 0 else 0
+
+
+def train(config, data, folder, stop=None, seeds=()):
+    """`training.train` in silence."""
+    stop = stop or training.Stop()
+    with mock.patch.multiple(training, **PROGRAMS):
+        return training.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
+
+
+def final_state(config, folder):
+    """The state of the last checkpoint in a run's folder."""
+    like = jax.eval_shape(lambda: states.init(config, SHAPE))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(like)[0]
+
+
+def timeless(folder):
+    """The metrics that a run logged, without how long they took."""
+    return [
+        {key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "metrics.jsonl")
+    ]
