@@ -4,15 +4,14 @@
 
 Real runs of `python -m experiments.mnist` are started and watched from outside. The first step: seconds from the command to
 the first line of metrics.jsonl, of a run of one step (reference network, batch size 128), with an empty compilation cache
-and with a warm one. Memory: what a run holds at most, less what a process holds that stands before its first update (all
-imported and compiled, data set and state in place), less the activations as XLA counts them; and whether it grows over 10,000
-steps of a smaller network.
+and with a warm one. Memory: what a run holds at most, checkpoints written beside it, less what it holds itself before its first
+update (all imported and compiled, data set and state in place), less the activations as XLA counts them; and whether it grows over
+10,000 steps of a smaller network.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -20,9 +19,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import tyro
 from typing_extensions import Doc
@@ -34,6 +33,8 @@ from psgjax.tracking import read_lines, write_atomically
 _COMMON = ("--methods", "psg", "--data.source", "packaged", "--evaluation-epochs", "0")
 _REFERENCE = ("--network.width", "64", "--batch-size", "128")
 _GROWTH_STEPS = 10_000
+_SAVE_SECONDS = 5.0  # between the checkpoints of a run whose memory is measured, so that it has several
+_COMMAND = ("-m", "experiments.mnist")
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,20 @@ def _resident(process: int) -> int:
         return 0
 
 
-def watch(arguments: tuple[str, ...], cache: Path) -> list[tuple[float, int, int]]:
+def watch(arguments: tuple[str, ...], cache: Path, begin: tuple[str, ...] = _COMMAND) -> list[tuple[float, int, int]]:
     """Run `experiments.mnist` and look at it every 20 ms until its last line is written: seconds, step in it, resident bytes.
+
+    Args:
+        arguments: Of the command, beside those that every run here has.
+        cache: Folder for compiled programs.
+        begin: What starts the command.
 
     Raises:
         ConfigError: If the run fails.
     """
     seen = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "experiments.mnist", *_COMMON, *arguments, "--out", f"{folder}/run"]
+        command = [sys.executable, *begin, *_COMMON, *arguments, "--out", f"{folder}/run"]
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
         started = time.monotonic()
         process = subprocess.Popen(
@@ -78,45 +84,52 @@ def watch(arguments: tuple[str, ...], cache: Path) -> list[tuple[float, int, int
     return seen
 
 
-def _prepared(pipe: Connection, arguments: tuple[str, ...]) -> None:
-    """In a process of its own: do what training does before its first update; send what that holds and the activations to come."""
+def noting(file: str, *arguments: str) -> int:
+    """The command `experiments.mnist`, which saves often, and writes the bytes that it holds before its first update to a file."""
+    from experiments import mnist
+    from psgjax import environment, training
+
+    def trim_heaps() -> None:  # first called when all is done that is done before an update
+        environment.trim_heaps()
+        if not Path(file).exists():
+            Path(file).write_text(str(_resident(os.getpid())))
+
+    with mock.patch.multiple(training, trim_heaps=trim_heaps, _SAVE_SECONDS=_SAVE_SECONDS):
+        return mnist.main(list(arguments))
+
+
+def memory(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:
+    """Bytes that a run holds before its first update, and at most.
+
+    Raises:
+        ConfigError: If the run fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "before")
+        program = "import sys; from experiments import footprint; sys.exit(footprint.noting(*sys.argv[1:]))"
+        seen = watch(arguments, cache, ("-c", program, str(file)))
+        before = int(file.read_text())
+    return before, max(resident for *_, resident in seen)
+
+
+def activations(arguments: tuple[str, ...]) -> int:
+    """Bytes of the arrays that an update makes and drops, as XLA counts them."""
     import jax
-    import jax.numpy as jnp
 
     from experiments import mnist
-    from psgjax import data, environment, inference, training
-    from psgjax import state as states
+    from psgjax import data
+    from psgjax.state import abstract
+    from psgjax.step import make_run
 
-    environment.use_compilation_cache()
-    environment.limit_heaps()
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     config = next(iter(mnist.configure(options).values()))
     dataset = data.load(config.data)
     config = mnist.complete(options, config, dataset)
     shape = dataset.images.shape[1:]
-    state = states.make_init(config, shape)(jax.random.key(config.seed))
-    images, held_out = jnp.asarray(dataset.images), jnp.asarray(dataset.held_out_images)
-    environment.seconds_per_operation()
-    program = training.make_run(config, len(dataset.images), shape).lower(state, images, jnp.int32(0)).compile()
-    grid, judge = inference.make_grid(config, shape), inference.make_judge(config, shape)
-    jax.block_until_ready((grid(state), judge(state, held_out)))
-    environment.keep_heaps()
-    environment.trim_heaps()
-    resident = _resident(os.getpid())  # before XLA is asked for its counts, which takes memory too
+    images, count = jax.ShapeDtypeStruct(dataset.images.shape, "uint8"), jax.ShapeDtypeStruct((), "int32")
+    program = make_run(config, len(dataset.images), shape).lower(abstract(config, shape), images, count).compile()
     sizes: Any = program.memory_analysis()
-    pipe.send((resident, sizes.temp_size_in_bytes))
-
-
-def prepared(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:
-    """Bytes: resident before the first update; activations."""
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    context = multiprocessing.get_context("spawn")
-    pipe, remote = context.Pipe()
-    process = context.Process(target=_prepared, args=(remote, arguments))
-    process.start()
-    answer = pipe.recv()
-    process.join()
-    return answer
+    return sizes.temp_size_in_bytes
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -137,12 +150,11 @@ def measure(options: Options) -> dict[str, Any]:
         )
         many = (*_REFERENCE, "--steps", "300")
         watch(many, cache)
-        before, activations = prepared(many, cache)
-        most = max(resident for *_, resident in watch(many, cache))
-        added = most - before - activations
+        (before, most), temporary = memory(many, cache), activations(many)
+        added = most - before - temporary
         print(
             f"memory: {most / 1e6:.0f} MB at most, of which {before / 1e6:.0f} before the first update, "
-            f"{activations / 1e6:.0f} activations, {added / 1e6:.0f} besides",
+            f"{temporary / 1e6:.0f} activations, {added / 1e6:.0f} besides",
             flush=True,
         )
         seen = watch(("--steps", str(_GROWTH_STEPS)), cache)
@@ -156,7 +168,7 @@ def measure(options: Options) -> dict[str, Any]:
         "memory_bytes": {
             "most": most,
             "before_the_first_update": before,
-            "activations": activations,
+            "activations": temporary,
             "added": added,
         },
         "memory_bytes_by_tenth": tenths,

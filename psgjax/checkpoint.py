@@ -81,7 +81,8 @@ class Checkpoints:
             (jax.Array, ocp.type_handlers.ArrayHandler()),  # there are none, but Orbax warns
         )
         handlers = {
-            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            # Trained weights hardly shrink, and what compresses them is kept in memory.
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False),
             "progress": ocp.JsonCheckpointHandler(),
         }
         self._folder, self._tell = folder, tell

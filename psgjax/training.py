@@ -262,7 +262,7 @@ class _Loop:
             for run, state in zip(self.runs, own, strict=False):
                 run.picture(0.0, np.asarray(self.grid(state)))
         if self.runs:
-            self.judge(own[0], self.held_out)
+            jax.block_until_ready(self.judge(own[0], self.held_out))
 
     def _save(self, states: list[TrainState], seconds: float) -> None:
         for run in self.runs:  # each keeps two steps: so one that all have is there at any moment

@@ -115,10 +115,14 @@ def test_a_large_block_is_given_back_where_heaps_are_limited():
     assert limited < 1e6 < 29e6 < left
 
 
-def test_what_stands_before_the_first_update_is_measured(tmp_path):
-    resident, activations = footprint.prepared((*TINY, "--steps", "8"), tmp_path)
-    assert 100e6 < resident < 1e9
-    assert 1e4 < activations < 50e6
+def test_what_stands_before_the_first_update_is_measured_in_the_run_itself(tmp_path):
+    before, most = footprint.memory((*TINY, "--steps", "8"), tmp_path)
+    assert 100e6 < before < most < 1e9
+
+
+def test_activations_are_those_of_one_update():
+    few, more = (footprint.activations((*TINY[:3], size, *TINY[4:], "--steps", "8")) for size in ("16", "32"))
+    assert 1e4 < few < more < 50e6
 
 
 def printed(script, *arguments):
