@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import os
 import subprocess
 import tempfile
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from jaxlib.version import __version_info__ as jaxlib_version
 
-# Most of the suite's time is the compiler's. Its identities do not depend on how well, or through which emitters, it compiles.
+# Half of the suite's time is the compiler's. Its identities do not depend on how well, in how many parts or through which emitters
+# it compiles.
 # From jaxlib 0.12 on there is no choice of emitters, and a flag that XLA does not know ends the process.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0" + (
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" + (
     " --xla_cpu_use_fusion_emitters=false" if jaxlib_version < (0, 12) else ""
 )
 
@@ -29,6 +31,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # jaxlib 0.10.0 writes lines to standa
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 20, 20)  # the other half is tracing, a tenth of which went into looking for garbage
 
 pytest.register_assert_rewrite("sources")  # its assertions tell what differs, as those of tests do
 
