@@ -1,6 +1,6 @@
 """What a training run costs besides its updates: the time to its first step, and memory.
 
-    python -m experiments.footprint --json results.json      # six minutes on two quiet CPU cores; Linux
+    python -m experiments.footprint --json results.json      # eight minutes on two quiet CPU cores; Linux
 
 Real runs of `python -m experiments.mnist` are started and watched from outside. The first step: seconds from the command to
 the first line of metrics.jsonl, of a run of one step (reference network, batch size 128), with an empty compilation cache
