@@ -15,6 +15,7 @@ from experiments import bench, peers
 from experiments.peers import Case, Failed, TooSlow, Worker, convolutions, flax_plain, ours, race
 from psgjax import state as states
 from psgjax import step
+from psgjax.config import ConfigError
 
 METHODS = ("psg", "sngan", "gan")
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled in half the time
@@ -304,6 +305,11 @@ def test_bad_options_end_with_one_line_and_status_2(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_convolutions_of_pytorch_are_not_timed():
+    with pytest.raises(ConfigError, match="psgjax and flax; --contenders torch names neither"):
+        convolutions.time_all(None, bench.Options(convolutions=True, contenders=("torch",)), print)
 
 
 def test_help_says_what_every_option_is(capsys):

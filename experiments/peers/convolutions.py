@@ -17,7 +17,7 @@ from experiments.peers import Case, Failed, TooSlow, Worker
 from experiments.peers.ours import Layer
 from experiments.peers.race import spread
 from psgjax import conv
-from psgjax.config import named_method
+from psgjax.config import ConfigError, named_method
 
 if TYPE_CHECKING:
     from experiments.bench import Options
@@ -100,9 +100,16 @@ class Convolution:
 
 
 def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]], None]) -> None:
-    """Every direction of every convolution of the first method's step: psgjax's and flax's, of the contenders asked for."""
+    """Every direction of every convolution of the first method's step: psgjax's and flax's, of the contenders asked for.
+
+    Raises:
+        ConfigError: If neither is.
+    """
     case = Case(options.methods[0], options.width, (options.batch_sizes or (128,))[0], precision=options.precision)
     names = [name for name in ("psgjax", "flax") if name in options.contenders]
+    if not names:
+        given = " ".join(options.contenders)
+        raise ConfigError(f"--convolutions times those of psgjax and flax; --contenders {given} names neither.")
     for owner, layer in machine.call("convolutions", case):
         for direction in _DIRECTIONS:
             for name in names:
