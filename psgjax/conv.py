@@ -134,8 +134,9 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
+        # One by one, as the other maps of the same arrays do: the compiler then merges what all make of one, across the passes.
         # Not kernels: what is made of one is then made once for all pieces of a batch.
-        a, b = held(a, b) if name == "correlate" else (held(a), b)
+        a, b = held(a), held(b) if name == "correlate" else b
         return lax.platform_dependent(a, b, cpu=cpu, default=native)
 
     @apply.def_vmap

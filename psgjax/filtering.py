@@ -90,13 +90,14 @@ def at_points(matrices: np.ndarray, x: jax.Array, axis: int) -> list[jax.Array]:
 def from_points(matrices: np.ndarray, parts: list[jax.Array], axis: int) -> jax.Array:
     """The adjoint of `at_points`, added up over the points. Sums, because products would transpose their operands first."""
 
-    def row(weights: np.ndarray) -> jax.Array:
-        terms = [
-            (1 if weight == 1 else weight) * lax.slice_in_dim(part, i, i + 1, axis=axis)
-            for part, own in zip(parts, weights.tolist(), strict=True)
-            for i, weight in enumerate(own)
-            if weight
-        ]
-        return sum(terms) if terms else jnp.zeros_like(lax.slice_in_dim(parts[0], 0, 1, axis=axis))  # type: ignore[return-value]
+    def add(terms: list[tuple[int, int, float]], count: int) -> jax.Array:
+        slices = [(weight, lax.slice_in_dim(parts[p], i, i + count, axis=axis)) for p, i, weight in terms]
+        if not slices:
+            return jnp.zeros_like(parts[0], shape=(*parts[0].shape[:axis], count, *parts[0].shape[axis + 1 :]))
+        return sum(part if weight == 1 else weight * part for weight, part in slices)  # type: ignore[return-value]
 
-    return jnp.concatenate([row(weights) for weights in matrices.transpose(2, 0, 1)], axis)
+    rows = [[(p, i, float(own[p, i])) for p, i in np.argwhere(own).tolist()] for own in matrices.transpose(2, 0, 1)]
+    # Rows that are the same sums one row on, as those of one stride are: written once, half the program.
+    starts = [row for row in range(len(rows)) if not row or rows[row] != [(p, i + 1, w) for p, i, w in rows[row - 1]]]
+    counts = np.diff([*starts, len(rows)]).tolist()
+    return jnp.concatenate([add(rows[start], count) for start, count in zip(starts, counts, strict=True)], axis)

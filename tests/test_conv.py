@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from psgjax import conv
+from psgjax import conv, filtering
 
 SHAPES = [
     (4, 2, 3, 5),
@@ -149,6 +149,33 @@ def test_what_several_convolutions_read_is_computed_once():
 
     compiled = jax.jit(gradient, compiler_options=conv.compiler_options()).lower(images, kernel).compile()
     assert compiled.as_text().count(" maximum(") == 1
+
+
+@pytest.mark.parametrize("function", [conv.down, conv.up])
+def test_a_gradient_mixes_rows_once_for_both_maps_that_read_them(function):
+    """What the forward pass mixed is not mixed anew for the weight gradient, nor the gradient for each of its two maps."""
+    images, features, kernel = (
+        np.zeros(shape, np.float32) for shape in ((2, 14, 14, 16), (2, 7, 7, 24), (4, 4, 16, 24))
+    )
+    mixing = filtering.mixing(7, 2, 4, np.dtype("float32"))
+
+    def operations(run, *arrays):
+        compiled = jax.jit(run, compiler_options=conv.compiler_options()).lower(*arrays).compile()
+        return compiled.cost_analysis()["flops"]
+
+    def with_gradients(first, kernel, grad):
+        result, pull = jax.vjp(partial(function, stride=2), first, kernel)
+        return result, pull(grad)
+
+    maps = [
+        operations(partial(conv.down, stride=2), images, kernel),
+        operations(partial(conv.up, stride=2), features, kernel),
+        operations(lambda images, features: conv._correlate(images, features, 2, 4), images, features),
+    ]
+    once = operations(lambda x: filtering.tiles(mixing.images, x, 2), images)
+    once += operations(lambda x: filtering.tiles(mixing.features, x, 1), features)
+    first, grad = (images, features) if function is conv.down else (features, images)
+    assert operations(with_gradients, first, kernel, grad) <= sum(maps) - once
 
 
 def test_convolutions_of_one_map_run_one_after_the_other():

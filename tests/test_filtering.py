@@ -46,13 +46,18 @@ def test_multiplications_are_the_fewest_where_digits_allow_it():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_mixing_back_is_the_adjoint(axis):
+@pytest.mark.parametrize("which", [None, *filtering.Mixing._fields])
+def test_rows_are_mixed_by_the_matrices_and_back_by_their_transposes(which, axis):
     generate = np.random.default_rng(0).standard_normal
-    matrices = generate((3, 2, 5)) * (generate((3, 2, 5)) > 0)
-    shape, mixed = ((5, 4, 2), (2, 4, 2)) if axis == 0 else ((4, 5, 2), (4, 2, 2))
-    x, parts = np.float32(generate(shape)), [np.float32(generate(mixed)) for _ in matrices]
-    forward = sum(
-        np.vdot(a, b) for a, b in zip(filtering.at_points(matrices, jnp.asarray(x), axis), parts, strict=True)
-    )
-    back = np.vdot(x, filtering.from_points(matrices, [jnp.asarray(part) for part in parts], axis))
-    np.testing.assert_allclose(forward, back, rtol=1e-5)
+    shifted = np.zeros((2, 3, 7))  # rows that are sums one row on, rows that are none, in the middle and at the end
+    shifted[0, [0, 1, 2], [1, 2, 3]], shifted[1, [0, 1], [1, 2]] = 3.0, 1.0
+    for height in (7, 9, 1):
+        matrices = getattr(filtering.mixing(height, 2, 4, np.dtype("float32")), which) if which else shifted
+        x = np.float32(generate((matrices.shape[2], 4, 2)))
+        parts = np.float32(generate((*matrices.shape[:2], 4, 2)))
+        mixed = np.einsum("pir,r...->pi...", matrices, x)
+        back = np.einsum("pir,pi...->r...", matrices, parts)
+        got = filtering.at_points(matrices, jnp.asarray(x.swapaxes(0, axis)), axis)
+        np.testing.assert_allclose(np.swapaxes(got, 1, 1 + axis), mixed, rtol=1e-5, atol=1e-5)
+        got = filtering.from_points(matrices, [jnp.asarray(part.swapaxes(0, axis)) for part in parts], axis)
+        np.testing.assert_allclose(np.swapaxes(got, 0, axis), back, rtol=1e-5, atol=1e-4)
