@@ -1,4 +1,4 @@
-"""The loop: updates on the device, metrics, quality and pictures as they come, checkpoints, resumption, a clean stop.
+"""The loop: updates on the device, metrics as they come, checkpoints, resumption, a clean stop.
 
 python -m psgjax.training --replay runs/mnist/psg/diverged.safetensors  # make an update that failed again, and show what it did
 """
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from rich.console import Console
 from typing_extensions import Doc
@@ -38,24 +37,20 @@ from psgjax.environment import (
     trim_heaps,
     use_compilation_cache,
 )
-from psgjax.evaluation.fitting import for_data
-from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
-from psgjax.inference import make_artist, make_grid, make_judge
 from psgjax.networks import stack
+from psgjax.observer import Observer
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
-from psgjax.state import TrainState, abstract, copied, make_init, placed
+from psgjax.state import TrainState, abstract, make_init, placed
 from psgjax.step import make_run
-from psgjax.tracking import Line, ProgressDisplay, check_lines, duration, image_grid, write_png
+from psgjax.tracking import Line, ProgressDisplay, check_lines, duration
 
 Tree = Any
 
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
 _GROWTH_CALLS = 4  # in which heaps grow: by then they suffice for operations, and what else is made there would stay
 _CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may have to wait for, twice
-_NEIGHBOURS = 12  # samples of each generator shown above their nearest training images
 _IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
-_JUDGED = 2000  # held-out images on which D's accuracy is taken
 
 
 class Diverged(Exception):
@@ -91,11 +86,6 @@ class Outcome:
 
     step: int
     finished: bool
-
-
-def _shown(epoch: float) -> bool:
-    """Whether a sample grid is kept of that epoch: 0, 1, 2, 5, 10, 20, 50, ..."""
-    return epoch == 0 or (epoch == int(epoch) and str(int(epoch)).rstrip("0") in ("1", "2", "5"))
 
 
 def _unstack(tree: Tree, count: int) -> list[Tree]:
@@ -183,19 +173,15 @@ class _Loop:
         self.console, self.stop, self.per_epoch = console, stop, per_epoch
         self.count, self.mesh = count, mesh
         self.images = jnp.asarray(data.images) if mesh is None else place_images(data.images, mesh)
-        self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         image_shape = data.images.shape[1:]
         self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
         self.unstack = jax.jit(_unstack, static_argnums=1)
-        self.judge = make_judge(config, image_shape)
-        self.grid = make_grid(config, image_shape)
-        self.artist = make_artist(config, image_shape)
-        self.evaluator = ThreadPoolExecutor(1)  # beside the device's next call, and at first the compiler
-        self.real: Future[Reference] | None = None
+        self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
+        self.observer = Observer(config, data, per_epoch, self.worker)
         state = abstract(config, image_shape, mesh, count if self.stacked else None)
         updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
-        self.lowered = self.evaluator.submit(updates.lower, state, self.images, jnp.int32(0))
-        self.program = self.evaluator.submit(lambda: self.lowered.result().compile())
+        self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))
+        self.program = self.worker.submit(lambda: self.lowered.result().compile())
 
     def run(self, states: list[TrainState], step: int, seconds: float) -> Outcome:
         config = self.config
@@ -209,12 +195,11 @@ class _Loop:
         try:
             for run in self.runs:
                 run.begin(step)
-            if config.evaluation_epochs and self.runs:
-                classifier = for_data(self.data, lambda text: self.console.print(text, highlight=False, soft_wrap=True))
-                self.real = self.evaluator.submit(reference, self.data.held_out_images, self.data.images, classifier)
+            if self.runs:
+                self.observer.prepare(self.console)
             saved_at, calls, count = time.monotonic(), 0, 1
             with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
-                self._warm_up(states, step)
+                self.observer.begin(self._each(states), step)
                 program = self.program.result()
                 del self.lowered, self.program  # what was traced is not needed any more
                 limit_heaps(SCRATCH)
@@ -247,7 +232,7 @@ class _Loop:
                     pending()
                     self._save(states, time.monotonic() - started)
         finally:
-            self.evaluator.shutdown(cancel_futures=True)
+            self.worker.shutdown(cancel_futures=True)
         return Outcome(step, finished=step == config.steps)
 
     def _own(self, trees: list[Tree]) -> list[Tree]:
@@ -255,19 +240,14 @@ class _Loop:
         trees = trees if self.mesh is None else [gathered(trees[0], self.mesh)]
         return self.unstack(trees[0], self.count) if self.stacked else trees
 
-    def _warm_up(self, states: list[TrainState], step: int) -> None:
-        """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""
-        own = self._own(states)
-        if step == 0:
-            for run, state in zip(self.runs, own, strict=False):
-                run.picture(0.0, np.asarray(self.grid(state)))
-        if self.runs:
-            jax.block_until_ready(self.judge(own[0], self.held_out))
+    def _each(self, states: list[TrainState]) -> list[tuple[RunFolder, TrainState]]:
+        """The runs that this process writes, each with its own state."""
+        return list(zip(self.runs, self._own(states), strict=False))
 
     def _save(self, states: list[TrainState], seconds: float) -> None:
         for run in self.runs:  # each keeps two steps: so one that all have is there at any moment
             run.checkpoints.wait()
-        for run, state in zip(self.runs, self._own(states), strict=False):
+        for run, state in self._each(states):
             run.save(state, seconds)
 
     def _announce(self, lowered: Any, left: int, calls: int) -> None:
@@ -288,8 +268,7 @@ class _Loop:
         """Ask the device now for what the end of an epoch needs; the function returned waits for it and writes it down."""
         made = [jnp.copy(state.step) for state in states]  # fewer than `step` where an update failed
         ends = step % self.per_epoch == 0 or step == self.config.steps
-        own = zip(self.runs, self._own(states), strict=False) if ends else ()
-        asked = [self._end_epoch(run, state, step) for run, state in own]
+        asked = [self.observer.end_epoch(run, state, step) for run, state in (self._each(states) if ends else ())]
 
         def write() -> None:
             totals = jax.device_get(self._own(sums))
@@ -321,60 +300,6 @@ class _Loop:
             f"{self.name}: {', '.join(names)} not finite at step {step:,}; the run stopped there and its folder keeps what came "
             f"before. {kept}Try a smaller --optimizer.learning-rate in another --out."
         )
-
-    def _end_epoch(self, run: RunFolder, state: TrainState, step: int) -> Callable[[Tree, float], None]:
-        """Ask for one run's figures and samples; the function returned takes the epoch's sums and the seconds so far."""
-        config, last = self.config, step == self.config.steps
-        epoch = round(step / self.per_epoch, 4)
-        judged = self.judge(state, self.held_out)
-        shown = self.grid(state) if _shown(epoch) or last else None
-        due = config.evaluation_epochs and (last or epoch % config.evaluation_epochs == 0)
-        evaluated = self._evaluate(run, state, last) if due else None
-
-        def write(totals: Tree, seconds: float) -> None:
-            updates = step % self.per_epoch or self.per_epoch
-            means = jax.tree.map(lambda total: (np.asarray(total, np.float64) / updates).round(6).tolist(), totals)
-            run.write(
-                {
-                    "epoch": int(epoch) if epoch == int(epoch) else epoch,
-                    "step": step,
-                    "images": step * config.batch_size * config.method.discriminator_steps,
-                    **means,
-                    **{f"held_out_{name}": round(float(value), 6) for name, value in judged.items()},
-                    **({"evaluation": evaluated()} if evaluated else {}),
-                    "seconds": round(seconds, 3),
-                }
-            )
-            if shown is not None:
-                run.picture(epoch, np.asarray(shown))
-
-        return write
-
-    def _evaluate(self, run: RunFolder, state: TrainState, last: bool) -> Callable[[], Scores]:
-        """Ask the device for samples and score them beside its next call; the function returned waits, and keeps the best state."""
-        assert self.real is not None
-        count = self.config.evaluation_samples // self.config.method.generators
-        batches = self.artist(state, jax.random.key(0), count)
-        kept = copied(state)
-        awaited = self.real
-
-        def work() -> Scores:
-            images, real = np.concatenate(jax.device_get(batches), axis=1), awaited.result()
-            if last:
-                write_png(
-                    run.path / "neighbours.png",
-                    image_grid(beside_nearest(images[:, :_NEIGHBOURS], real), columns=_NEIGHBOURS),
-                )
-            return score(images, real)
-
-        future = self.evaluator.submit(work)
-
-        def wait() -> Scores:
-            scores = future.result()
-            run.offer(kept, scores.get("fcd", np.inf))
-            return scores
-
-        return wait
 
 
 def _mean(lines: Sequence[Line]) -> Line:

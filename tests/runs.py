@@ -1,19 +1,21 @@
 """Runs of a moment: trained, stopped, and what they left."""
 
 import functools
+from contextlib import ExitStack
 from unittest import mock
 
 import jax
 from conftest import SHAPE
 from rich.console import Console
 
+from psgjax import observer, training
 from psgjax import state as states
-from psgjax import training
 from psgjax.checkpoint import Checkpoints
 from psgjax.tracking import read_lines
 
 # The same program again is compiled once.
-PROGRAMS = {name: functools.cache(getattr(training, name)) for name in ("make_run", "make_judge", "make_grid")}
+MAKERS = (training, "make_run"), (observer, "make_judge"), (observer, "make_grid")
+PROGRAMS = [mock.patch.object(module, name, functools.cache(getattr(module, name))) for module, name in MAKERS]
 
 
 class StopAfter(training.Stop):
@@ -31,7 +33,9 @@ class StopAfter(training.Stop):
 def train(config, data, folder, stop=None, seeds=()):
     """`training.train` in silence."""
     stop = stop or training.Stop()
-    with mock.patch.multiple(training, **PROGRAMS):
+    with ExitStack() as patches:
+        for program in PROGRAMS:
+            patches.enter_context(program)
         return training.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
 
 

@@ -1,4 +1,4 @@
-"""All metrics together, on real images and on what is wrong with them; the command; and that training logs the same numbers."""
+"""All metrics together, on real images and on what is wrong with them; and the command."""
 
 import io
 import json
@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import mnist
 from psgjax.evaluation import __main__ as command
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import beside_nearest, reference, score
-from psgjax.tracking import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +114,6 @@ def test_the_command_says_what_it_leaves_out(tmp_path, capsys):
 def test_without_a_classifier_what_needs_one_is_left_out(halves):
     found = score(halves[0][0][None, :20], reference(halves[0][1], halves[0][2], None))
     assert set(found) == {"samples", "reference", "memorisation_rate"}
-
-
-def without(line, *keys):
-    return {key: value for key, value in line.items() if key not in keys}
 
 
 def run(*arguments):
@@ -295,7 +289,8 @@ def test_the_command_reads_one_array_or_the_one_called_images(tmp_path, capsys):
 
 
 def test_a_constant_batch_has_finite_scores(real):
-    found = without(score(np.zeros((2, 20, 28, 28, 1), np.uint8), real), "classifier")
+    found = score(np.zeros((2, 20, 28, 28, 1), np.uint8), real)
+    found.pop("classifier")
     assert all(np.isfinite(number) for number in numbers(found))
 
 
@@ -303,26 +298,3 @@ def test_missing_paths_are_one_line(tmp_path, capsys):
     for path in (tmp_path / "none", tmp_path / "none.npz", tmp_path):
         assert run(path) == 2
         assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "32", "--data.train-images", "64"]
-    evaluation = ["--evaluation-epochs", "2", "--evaluation-samples", "60"]
-    arguments = ["--methods", "psg", "--epochs", "5", "--data.source", "packaged", *small, *evaluation]
-    assert mnist.main(arguments) == 0
-    lines = read_lines(tmp_path / "runs/mnist/psg/metrics.jsonl")
-    assert [line["epoch"] for line in lines if "evaluation" in line] == [2, 4, 5]
-    assert run("runs/mnist/psg", "--json", "out.json") == 0
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert {key: found[key] for key in lines[-1]["evaluation"]} == lines[-1]["evaluation"]
-    capsys.readouterr()
-    assert run("runs/mnist/psg", "--samples", "1") == 2
-    assert "samples is 1; it must be at least one a generator" in capsys.readouterr().err
-    best = min((line for line in lines if "evaluation" in line), key=lambda line: line["evaluation"]["fcd"])
-    assert (tmp_path / "runs/mnist/psg/best" / str(best["step"])).is_dir()
-    assert (tmp_path / "runs/mnist/figures/quality.png").is_file()
-    assert "Quality of the samples" in (tmp_path / "runs/mnist/report.html").read_text()
-    assert mnist.main([*arguments[:-4], "--evaluation-epochs", "0", "--out", "plain"]) == 0
-    plain = read_lines(tmp_path / "plain/psg/metrics.jsonl")
-    assert [without(line, "seconds", "evaluation") for line in lines] == [without(line, "seconds") for line in plain]

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments import footprint
+from psgjax import training
 from psgjax.config import ConfigError
 
 TINY = ("--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
@@ -118,6 +119,38 @@ def test_a_large_block_is_given_back_where_heaps_are_limited():
 def test_what_stands_before_the_first_update_is_measured_in_the_run_itself(tmp_path):
     before, most = footprint.memory((*TINY, "--steps", "8"), tmp_path)
     assert 100e6 < before < most < 1e9
+
+
+def test_memory_is_noted_when_the_program_is_there_and_no_update_has_been_made(tmp_path, monkeypatch):
+    noted, events = tmp_path / "before", []
+
+    class Watched:
+        """Stands for a program, lowered and compiled, and tells whether memory had been noted when it was."""
+
+        def __init__(self, program):
+            self.program = program
+
+        def __getattr__(self, name):
+            return getattr(self.program, name)
+
+        def lower(self, *arguments):
+            return Watched(self.program.lower(*arguments))
+
+        def compile(self):
+            compiled = Watched(self.program.compile())
+            events.append(("compiled", noted.exists()))
+            return compiled
+
+        def __call__(self, *arguments):
+            events.append(("called", noted.exists()))
+            return self.program(*arguments)
+
+    make_run = training.make_run
+    monkeypatch.setattr(training, "make_run", lambda *arguments: Watched(make_run(*arguments)))
+    arguments = (*footprint._COMMON, *TINY, "--steps", "1", "--out", str(tmp_path / "run"))
+    assert footprint.noting(str(noted), *arguments) == 0
+    assert events == [("compiled", False), ("called", True)]
+    assert 50e6 < int(noted.read_text()) < 50e9
 
 
 def test_activations_are_those_of_one_update():

@@ -254,8 +254,3 @@ def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints")
     train(config, data, tmp_path / "run")
     assert timeless(tmp_path / "run") == whole
-
-
-def test_grids_are_kept_at_1_2_5_10_and_so_on():
-    assert [epoch for epoch in range(0, 600) if training._shown(epoch)] == [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
-    assert not training._shown(2.5)
