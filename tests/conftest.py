@@ -46,6 +46,13 @@ def tiny(name: str = "psg", **changes) -> Config:
     return Config(method_name=name, method=method, **{**defaults, **changes})
 
 
+@pytest.fixture(autouse=True)
+def _uncovered(request, monkeypatch):
+    """Nor is it measured in the processes that a test with this mark starts."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 4 MB of its own."""

@@ -17,6 +17,8 @@ from psgjax import state as states
 from psgjax import step
 from psgjax.config import ConfigError
 
+pytestmark = pytest.mark.no_cover
+
 METHODS = ("psg", "sngan", "gan")
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled in half the time
 SMALL = {name: Case(name, width=4, batch_size=16) for name in METHODS}

@@ -10,6 +10,8 @@ from experiments import footprint
 from psgjax import training
 from psgjax.config import ConfigError
 
+pytestmark = pytest.mark.no_cover
+
 TINY = ("--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
 
 

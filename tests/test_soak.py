@@ -8,6 +8,8 @@ import pytest
 from experiments import mnist, soak
 from psgjax.tracking import read_lines, write_atomically
 
+pytestmark = pytest.mark.no_cover
+
 WRONG = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
 
 
