@@ -46,10 +46,17 @@ def tiny(name: str = "psg", **changes) -> Config:
     return Config(method_name=name, method=method, **{**defaults, **changes})
 
 
+def pytest_collection_modifyitems(config, items):
+    """Have pytest-cov pause for tests with the mark `uncovered`; told to do nothing, it fails at its own mark, `no_cover`."""
+    for item in items:
+        if item.get_closest_marker("uncovered") and not config.getoption("no_cov", True):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def _uncovered(request, monkeypatch):
-    """Nor is it measured in the processes that a test with this mark starts."""
-    if request.node.get_closest_marker("no_cover"):
+    """Nor is coverage measured in the processes that a test with that mark starts."""
+    if request.node.get_closest_marker("uncovered"):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

@@ -17,7 +17,7 @@ from psgjax import state as states
 from psgjax import step
 from psgjax.config import ConfigError
 
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.uncovered
 
 METHODS = ("psg", "sngan", "gan")
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled in half the time

@@ -10,7 +10,7 @@ from experiments import footprint
 from psgjax import training
 from psgjax.config import ConfigError
 
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.uncovered
 
 TINY = ("--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
 

@@ -343,7 +343,7 @@ def wait_for_lines(process, path, count):
         time.sleep(0.02)
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncovered
 def test_killed_anywhere_or_stopped_a_run_ends_with_the_same_numbers(idx, tmp_path):
     epochs = ("--epochs", "400")
     before = 0

@@ -16,7 +16,7 @@ from psgjax import sharding
 from psgjax.config import ConfigError, Mesh
 
 
-@pytest.mark.parametrize("part", ["psg_is", pytest.param("not psg_is", marks=pytest.mark.no_cover)])
+@pytest.mark.parametrize("part", ["psg_is", pytest.param("not psg_is", marks=pytest.mark.uncovered)])
 def test_eight_devices(part):
     options = ["-n", "0", "--no-cov", "-k", part]  # the process is measured, not the tests in it
     command = [sys.executable, "-m", "pytest", *options, Path(__file__).with_name("eight_devices.py")]

@@ -8,7 +8,7 @@ import pytest
 from experiments import mnist, soak
 from psgjax.tracking import read_lines, write_atomically
 
-pytestmark = pytest.mark.no_cover
+pytestmark = pytest.mark.uncovered
 
 WRONG = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
 

@@ -179,7 +179,7 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncovered
 @pytest.mark.parametrize(("switch", "value", "name", "base", "d_changes", "g_changes"), SWITCHES)
 def test_every_switch_changes_what_it_says_and_no_more(switch, value, name, base, d_changes, g_changes, images):
     network = Network(
@@ -316,7 +316,7 @@ def test_metrics_start_anew_with_every_epoch(images):
     assert 0.99 < float(sums["branches"].sum()) < 1.01
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncovered
 def test_replicas_by_vmap_equal_single_runs(images):
     config = tiny("psg-sn")
     states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(2)]
@@ -341,7 +341,7 @@ def test_the_dataset_is_an_argument_and_the_state_is_donated(images):
     assert "tensor<32x8x8x1xui8>" in text.split("{", 2)[1] or "tensor<32x8x8x1xui8>" in text.split("->", 1)[0]
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncovered
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
 def test_training_statistics_agree_in_every_precision(precision, images):
     sums = {}
@@ -377,7 +377,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncovered
 @pytest.mark.parametrize("name", list(METHODS))
 def test_golden_metrics(name, images):
     state = first_state(tiny(name))
