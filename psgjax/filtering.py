@@ -97,7 +97,7 @@ def from_points(matrices: np.ndarray, parts: list[jax.Array], axis: int) -> jax.
         return sum(part if weight == 1 else weight * part for weight, part in slices)  # type: ignore[return-value]
 
     rows = [[(p, i, float(own[p, i])) for p, i in np.argwhere(own).tolist()] for own in matrices.transpose(2, 0, 1)]
-    # Rows that are the same sums one row on, as those of one stride are: written once, half the program.
+    # Rows that are the same sums one row on, as those of one stride are: written once, 0.6 of the sums.
     starts = [row for row in range(len(rows)) if not row or rows[row] != [(p, i + 1, w) for p, i, w in rows[row - 1]]]
     counts = np.diff([*starts, len(rows)]).tolist()
     return jnp.concatenate([add(rows[start], count) for start, count in zip(starts, counts, strict=True)], axis)
