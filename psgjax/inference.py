@@ -78,7 +78,7 @@ def make_artist(
 def make_judge(
     config: Config, image_shape: tuple[int, int, int]
 ) -> Callable[[TrainState, jax.Array], objectives.Metrics]:
-    """`judge(state, images [B, H, W, C]) -> {"accuracy", "pairwise_accuracy"}` of D on held-out real images against fresh samples.
+    """`judge(state, images [B, H, W, C])`: D's accuracies and calibrated losses on held-out real images against fresh samples.
 
     The generators in evaluation mode, as they will be sampled; the spectral vectors as they stand.
     """
@@ -99,7 +99,8 @@ def make_judge(
 
         latents = draw_latents(config, key, len(images))
         outputs = _join(jax.lax.map(outputs_of, (_cut(latents), _cut(images[None]))))
-        return objectives.accuracy(objectives.read_scores(config.method, outputs), key)
+        accuracies = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
+        return {**accuracies, **objectives.calibrated(config.method, outputs)}
 
     return judge
 

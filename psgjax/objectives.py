@@ -163,6 +163,33 @@ def accuracy(scores: jax.Array, key: jax.Array) -> Metrics:
     }
 
 
+def calibrated(method: Method, outputs: jax.Array) -> Metrics:
+    """Both sides' losses on outputs [K + 1, B, O] divided by the one temperature that makes D's loss least.
+
+    Temperature scaling (Guo et al. 2017, section 4.2): what remains does not depend on how large D's scores have grown, only on
+    how well they order the images. D's loss is convex in 1 / temperature, which is sought between 1e-3 and 1e3; a D that never
+    errs has its least loss at the end of that range. Nothing for Wasserstein scores, whose loss has no least value.
+    """
+    if method.loss == "wasserstein":
+        return {}
+
+    def discriminator_loss(inverse: jax.Array) -> jax.Array:
+        return losses(method, outputs * inverse)[0].mean()
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        rises = jax.grad(discriminator_loss)(jnp.exp(middle)) > 0
+        return jnp.where(rises, low, middle), jnp.where(rises, middle, high)
+
+    end = jnp.log(1e3)
+    low, high = jax.lax.fori_loop(0, 30, halve, (-end, end))
+    inverse = jnp.exp((low + high) / 2)
+    d_loss, g_loss = losses(method, outputs * inverse)
+    loss = {"discriminator": d_loss.mean(), "generators": g_loss.mean(1)}
+    return {"calibrated_loss": loss, "temperature": 1 / inverse}
+
+
 def _log_not(scores: jax.Array) -> jax.Array:
     """log(1 - p(i)) of each generator under the softmax, [K, B]: the others against all, without cancellation near p = 1."""
     itself = jnp.eye(len(scores), dtype=bool)[:-1, :, None]

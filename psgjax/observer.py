@@ -35,6 +35,11 @@ def _shown(epoch: float) -> bool:
     return epoch == 0 or (epoch == int(epoch) and str(int(epoch)).rstrip("0") in ("1", "2", "5"))
 
 
+def _rounded(tree: Tree) -> Tree:
+    """Arrays as numbers and lists for JSON, to six decimals."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).round(6).tolist(), tree)
+
+
 class Observer:
     """What is seen of runs of one configuration on one data set; images are scored by `worker`, beside the device's next call."""
 
@@ -72,14 +77,14 @@ class Observer:
 
         def write(totals: Tree, seconds: float) -> None:
             updates = step % self.per_epoch or self.per_epoch
-            means = jax.tree.map(lambda total: (np.asarray(total, np.float64) / updates).round(6).tolist(), totals)
+            means = _rounded(jax.tree.map(lambda total: np.asarray(total, np.float64) / updates, totals))
             run.write(
                 {
                     "epoch": int(epoch) if epoch == int(epoch) else epoch,
                     "step": step,
                     "images": step * config.batch_size * config.method.discriminator_steps,
                     **means,
-                    **{f"held_out_{name}": round(float(value), 6) for name, value in judged.items()},
+                    **{f"held_out_{name}": value for name, value in _rounded(judged).items()},
                     **({"evaluation": evaluated()} if evaluated else {}),
                     "seconds": round(seconds, 3),
                 }

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from jax.test_util import check_grads
 
 from psgjax import objectives
@@ -201,3 +203,25 @@ def test_the_correct_weight_scales_d_where_it_is_right():
             evaluate(method, right, KEY)[0][:, 0, 0], weight * np.array([1, 2, -3]) / 8, rtol=1e-5, atol=1e-7
         )
         np.testing.assert_array_equal(evaluate(method, wrong, KEY)[0], evaluate(Method(), wrong, KEY)[0])
+
+
+@pytest.mark.parametrize("name", ["psg", "gan", "mad-gan", "mgan"])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_calibrated_losses_are_those_at_the_best_temperature_whatever_the_scale_of_the_scores(name, scale):
+    method = METHODS[name]
+    shape = (method.generators + 1, 200, objectives.outputs_needed(method))
+    real = -1 if name == "mad-gan" else 0  # its output "real"
+    outputs = jax.random.normal(KEY, shape).at[-1, :, real].add(1.5)  # real images score higher, but not always
+
+    def at(log_temperature):
+        return [loss.mean(-1) for loss in objectives.losses(method, outputs / np.exp(log_temperature))]
+
+    best = scipy.optimize.minimize_scalar(lambda t: float(at(t)[0]), bounds=(-5, 5), method="bounded").x
+    expected = dict(zip(("discriminator", "generators"), at(best), strict=True))
+    found = objectives.calibrated(method, scale * outputs)
+    chex.assert_trees_all_close(found["calibrated_loss"], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["temperature"], scale * np.exp(best), rtol=2e-3)
+
+
+def test_wasserstein_scores_have_no_best_temperature():
+    assert objectives.calibrated(METHODS["wgan-gp"], jnp.zeros((2, 4, 1))) == {}
