@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from experiments import mixtures, status_of
+from experiments import mixtures
 from psgjax import schema
 from psgjax.config import (
     METHODS,
@@ -43,10 +43,10 @@ from psgjax.config import (
     Optimizer,
     OptimizerOverrides,
 )
+from psgjax.shell import Stop, run_command, tell, terminal
 
 if TYPE_CHECKING:
     from psgjax.data import Dataset
-    from psgjax.training import Stop
 
 # What a task sets where the command line does not.
 TASKS: dict[str, dict[str, Any]] = {
@@ -196,7 +196,7 @@ def read_cell(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         different, _ = schema.differences(record["settings"], wanted), record["result"]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged; delete it, and the cell will be done again.") from None
@@ -319,13 +319,12 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     from psgjax import environment
     from psgjax.tracking import write_atomically
 
-    def tell(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+    say = tell(console)
+    environment.settle()
     environment.use_compilation_cache()
     if options.task == "mnist":
         first = next((cell.config for cell in cells if cell.config), None)
-        data = datasets.load(first.data if first else Data(), progress=tell)
+        data = datasets.load(first.data if first else Data(), progress=say)
         cells = [complete(options, cell, data) for cell in cells]
         work = on_mnist(options, console, data, stop)
     else:
@@ -337,16 +336,16 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         if record is not None:
             results[name] = record
     if results:
-        tell(f"{len(results)} of {len(possible)} cells are done already")
+        say(f"{len(results)} of {len(possible)} cells are done already")
     (options.out / "cells").mkdir(parents=True, exist_ok=True)
     for number, (name, config) in enumerate(possible, 1):
         if name in results:
             continue
-        tell(f"cell {number} of {len(possible)}: {name}")
+        say(f"cell {number} of {len(possible)}: {name}")
         provenance, started = {**environment.provenance(), "command": command}, time.monotonic()
         result = work(name, config)
         if result is None:
-            tell(f"stopped in {name}; run the same command again to go on")
+            say(f"stopped in {name}; run the same command again to go on")
             return 128 + stop.signal
         seconds = round(time.monotonic() - started, 1)
         record = {"settings": settings(options, config), **provenance, "seconds": seconds, "result": result}
@@ -357,34 +356,25 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     one, notes = table(options, cells, results), reasons(cells)
     mixtures.show_table(console, *one)
     for note in notes:
-        tell(note)
+        say(note)
     ordered = {cell.name: results.get(cell.name, {"impossible": cell.reason}) for cell in cells}
     whole = {**environment.provenance(), "command": command, "cells": ordered}
     text = "\n".join([f"`{command}`\n", mixtures.markdown(*one), *(f"{note}\n" for note in notes)])
     write_atomically(options.out / "results.md", text)
     write_atomically(options.out / "results.json", mixtures.to_json(whole))
-    tell(f"results: {options.out}")
+    say(f"results: {options.out}")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
-    from psgjax.training import Stop
-
+    """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
-    stop = Stop()
 
-    def command() -> int:
+    def work() -> int:
         options = tyro.cli(Options, args=given, prog="python -m experiments.ablation", description=__doc__)
-        text = shlex.join(["python", "-m", "experiments.ablation", *given])
-        if (
-            options.task == "mixture"
-        ):  # its cells are short: a signal ends the one at work, and those that are done stay
-            return run(options, text, Console(), stop)
-        with stop.listening():
-            return run(options, text, Console(), stop)
+        return run(options, shlex.join(["python", "-m", "experiments.ablation", *given]), terminal(), Stop())
 
-    return status_of(command, "stopped; run the same command again to go on")
+    return run_command(work, "stopped; run the same command again to go on")
 
 
 if __name__ == "__main__":

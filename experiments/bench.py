@@ -30,8 +30,9 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from typing_extensions import Doc
 
-from experiments.peers import Failed, Worker, cores, race
+from experiments.peers import Worker, cores, race
 from psgjax.config import ConfigError
+from psgjax.shell import check_output, run_command
 
 METHODS = ("psg", "sngan", "gan")
 
@@ -179,7 +180,7 @@ def environment(machine: Worker, options: Options) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
@@ -196,6 +197,7 @@ def environment(machine: Worker, options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> None:
     """Time what was asked for; print it, and write it after each case."""
+    check_output("--json", options.json)
     machine = Worker("experiments.peers.ours:Machine", options.precision)
     document = environment(machine, options)
     hardware = document["hardware"]
@@ -211,7 +213,7 @@ def run(options: Options) -> None:
         document[key] += new
         document["load_average"]["end"] = os.getloadavg()
         if options.json:
-            options.json.write_text(json.dumps(document, indent=2) + "\n")
+            options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     def keep_race(results: list[dict[str, Any]]) -> None:
         keep(results)
@@ -234,13 +236,8 @@ def run(options: Options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
-    try:
-        run(parse(arguments))
-    except (ConfigError, Failed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line; the exit status."""
+    return run_command(lambda: run(parse(arguments)), "stopped: --json has what was measured so far")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from unittest import mock
 import tyro
 from typing_extensions import Doc
 
-from experiments import status_of
 from psgjax.config import ConfigError
+from psgjax.shell import check_output, run_command
 from psgjax.tracking import read_lines, write_atomically
 
 _COMMON = ("--methods", "psg", "--data.source", "packaged", "--evaluation-epochs", "0")
@@ -48,7 +48,7 @@ class Options:
 def _resident(process: int) -> int:
     """Bytes of memory that a process holds now; 0 when it has ended."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
 
@@ -92,7 +92,7 @@ def noting(file: str, *arguments: str) -> int:
     def trim_heaps() -> None:  # first called when all is done that is done before an update
         environment.trim_heaps()
         if not Path(file).exists():
-            Path(file).write_text(str(_resident(os.getpid())))
+            Path(file).write_text(str(_resident(os.getpid())), encoding="utf-8")
 
     with mock.patch.multiple(training, trim_heaps=trim_heaps, _SAVE_SECONDS=_SAVE_SECONDS):
         return mnist.main(list(arguments))
@@ -108,7 +108,7 @@ def memory(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:
         file = Path(folder, "before")
         program = "import sys; from experiments import footprint; sys.exit(footprint.noting(*sys.argv[1:]))"
         seen = watch(arguments, cache, ("-c", program, str(file)))
-        before = int(file.read_text())
+        before = int(file.read_text(encoding="utf-8"))
     return before, max(resident for *_, resident in seen)
 
 
@@ -180,6 +180,7 @@ def run(options: Options) -> None:
     """Measure, print and keep."""
     from psgjax.environment import provenance
 
+    check_output("--json", options.json)
     load = os.getloadavg()
     results = measure(options)
     if options.json:
@@ -188,8 +189,8 @@ def run(options: Options) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    return status_of(
+    """The command line; the exit status."""
+    return run_command(
         lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.footprint", description=__doc__))
     )
 

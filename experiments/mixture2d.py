@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from typing_extensions import Doc
 
-from experiments import status_of
 from experiments.mixtures import (
     MEASURES,
     MIXTURES,
@@ -53,6 +52,7 @@ from psgjax import config as configuration
 from psgjax import schema
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation import coverage
+from psgjax.shell import run_command, tell, terminal
 
 NOTE = (
     "± is the standard deviation over seeds. Samples come from the mixture of generators, each with probability 1/K. "
@@ -187,6 +187,7 @@ def run(options: Options, command: str, console: Console) -> None:
     from psgjax import environment
     from psgjax.tracking import write_atomically
 
+    environment.settle()
     environment.use_compilation_cache()
     provenance, started = environment.provenance(), time.monotonic()
     key = jax.random.key(options.data_seed)
@@ -242,18 +243,18 @@ def run(options: Options, command: str, console: Console) -> None:
     write_atomically(options.out / "results.md", text)
     write_atomically(options.out / "samples.png", picture(samples, results))
     write_atomically(options.out / "results.json", to_json(record))
-    console.print(f"results: {options.out}", highlight=False, soft_wrap=True)
+    tell(console)(f"results: {options.out}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
+    """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
 
-    def command() -> None:
+    def work() -> None:
         options = tyro.cli(Options, args=given, prog="python -m experiments.mixture2d", description=__doc__)
-        run(options, shlex.join(["python", "-m", "experiments.mixture2d", *given]), Console())
+        run(options, shlex.join(["python", "-m", "experiments.mixture2d", *given]), terminal())
 
-    return status_of(command)
+    return run_command(work)
 
 
 if __name__ == "__main__":

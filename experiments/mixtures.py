@@ -17,6 +17,7 @@ from typing_extensions import Doc
 
 from psgjax.config import Config, ConfigError, Network
 from psgjax.evaluation import coverage
+from psgjax.schema import check_seed
 
 if TYPE_CHECKING:
     import jax
@@ -69,8 +70,7 @@ class Protocol:
             ("last seed", self.seed + self.seeds - 1),
             ("data_seed", self.data_seed),
         ):
-            if not 0 <= value < 2**32:
-                raise ConfigError(f"{name} is {value}; it must be a whole number from 0 to {2**32 - 1}.")
+            check_seed(value, name)
 
 
 def check_counts(**counts: int) -> None:

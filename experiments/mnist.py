@@ -35,10 +35,10 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
+from psgjax.shell import Stop, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
     from psgjax.data import Dataset
-    from psgjax.training import Stop
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -193,13 +193,14 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
     from psgjax import data as datasets
     from psgjax import environment, runfolder, sharding, training
 
+    environment.settle()
     first = next(iter(configs.values()))
     recorded = [c.data for path in sorted(options.out.glob("*/")) for c in runfolder.runs_in(path).values()]
     if first.data.source == "auto" and recorded:  # a run goes on with the source that it began with
         first = dataclasses.replace(first, data=dataclasses.replace(first.data, source=recorded[0].source))
-    data = datasets.load(first.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
+    data = datasets.load(first.data, tell(console))
     if data.info["warning"]:
-        console.print(f"[bold yellow]warning:[/] {data.info['warning']}", highlight=False, soft_wrap=True)
+        warn(console, data.info["warning"])
     configs = {name: complete(options, config, data) for name, config in configs.items()}
     seeds = options.seeds or ()
     spread = jax.device_count() > 1 or options.mesh != Mesh()
@@ -218,35 +219,26 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
             config, data, options.out / name, seeds=seeds, mesh=meshes[name], console=console, stop=stop
         )
         if not outcome.finished:
-            console.print(
-                f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on",
-                highlight=False,
-                soft_wrap=True,
+            tell(console)(
+                f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on"
             )
             return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
     if not writes:
         return 0
     from psgjax import report
 
-    console.print(f"report: {report.write(options.out)}", highlight=False, soft_wrap=True)
+    tell(console)(f"report: {report.write(options.out)}")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
-    from psgjax.training import Diverged, Stop
+    """The command line; the exit status."""
 
-    stop = Stop()
-    try:
+    def work() -> int:
         options = tyro.cli(Options, args=arguments, prog="python -m experiments.mnist", description=__doc__)
-        with stop.listening():
-            return run(options, Console(), stop)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run(options, terminal(), Stop())
+
+    return run_command(work, "stopped; run the same command again to go on")
 
 
 if __name__ == "__main__":

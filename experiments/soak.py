@@ -23,6 +23,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax.config import ConfigError
+from psgjax.shell import run_command, tell, terminal
 from psgjax.tracking import read_lines, write_atomically
 
 _SETTINGS = ("--data.source", "packaged", "--data.train-images", "1024", "--network.width", "4", "--batch-size", "32")
@@ -48,7 +49,7 @@ def _train(arguments: list[str], log: Path) -> None:
 
     training._SAVE_SECONDS = _SAVE_SECONDS
     training._CALL_SECONDS = _SAVE_SECONDS / 2
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         sys.exit(mnist.main(arguments))
 
@@ -132,14 +133,14 @@ def run(options: Options, console: Console) -> dict[str, Any]:
         process = _start(options, "cut")
         moments[_wait_and_kill(process, options.out / "cut" / options.method, draw)] += 1
         lines = len(read_lines(options.out / "cut" / options.method / "metrics.jsonl"))
-        console.print(f"kill {kill + 1} of {options.kills}, at {lines} epochs", highlight=False)
+        tell(console)(f"kill {kill + 1} of {options.kills}, at {lines} epochs")
     for name in ("cut", "whole"):
-        console.print(f"{name}: to the end", highlight=False)
+        tell(console)(f"{name}: to the end")
         process = _start(options, name)
         process.join()
         if process.exitcode:
             raise ConfigError(f"the run failed with status {process.exitcode}; see {options.out / name}.log.")
-    env = json.loads((options.out / "cut" / options.method / "env.json").read_text())
+    env = json.loads((options.out / "cut" / options.method / "env.json").read_text(encoding="utf-8"))
     results = {
         **environment.provenance(),
         "kills": options.kills,
@@ -154,17 +155,17 @@ def run(options: Options, console: Console) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: kill, resume, compare; status 1 if anything is lost, doubled or different."""
-    console = Console()
-    try:
+
+    def work() -> int:
         options = tyro.cli(Options, args=arguments, prog="python -m experiments.soak", description=__doc__)
+        console = terminal()
         results = run(options, console)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    wrong = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
-    for name in ("kills", "resumes", "lines", *wrong):
-        console.print(f"{name.replace('_', ' ')}: {results[name]:,}", highlight=False)
-    return int(any(results[name] for name in wrong))
+        wrong = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
+        for name in ("kills", "resumes", "lines", *wrong):
+            tell(console)(f"{name.replace('_', ' ')}: {results[name]:,}")
+        return int(any(results[name] for name in wrong))
+
+    return run_command(work, "stopped")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ from psgjax.config import (
     Optimizer,
 )
 from psgjax.evaluation import coverage
+from psgjax.shell import Stop, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
     from psgjax.data import Dataset
     from psgjax.evaluation.classifier import Classifier
-    from psgjax.training import Stop
 
 CHANNELS, CLASSES = 3, 10
 MODES = CLASSES**CHANNELS
@@ -122,8 +122,7 @@ class Options:
         check_counts(samples=self.samples)
         last = self.seed + self.protocol.trials - 1
         for name, value in (("seed", self.seed), ("last seed", last), ("data_seed", self.data_seed)):
-            if not 0 <= value < 2**32:
-                raise ConfigError(f"{name} is {value}; it must be a whole number from 0 to {2**32 - 1}.")
+            schema.check_seed(value, name)
 
     @property
     def protocol(self) -> Protocol:
@@ -303,13 +302,12 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     from psgjax.evaluation.fitting import for_data
     from psgjax.tracking import write_atomically
 
-    def tell(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+    say = tell(console)
+    environment.settle()
     first = next(iter(configs.values()))[0].data
-    digits = datasets.load(first, progress=tell)
+    digits = datasets.load(first, progress=say)
     if digits.info["warning"]:
-        console.print(f"[bold yellow]warning:[/] {digits.info['warning']}", highlight=False, soft_wrap=True)
+        warn(console, digits.info["warning"])
     source = dataclasses.replace(first, source=digits.info["source"])
     configs = {
         name: [dataclasses.replace(config, data=source, warning=digits.info["warning"]) for config in trials]
@@ -319,7 +317,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     environment.use_compilation_cache()
     provenance = environment.provenance()
     data = stacked(digits, protocol.images, options.data_seed)
-    classifier = for_data(digits, tell)
+    classifier = for_data(digits, say)
     assert classifier is not None, "MNIST and Fashion-MNIST have labels"
     image_shape = data.images.shape[1:]
     real, _ = stack(digits.held_out_images, digits.held_out_labels, options.samples, (options.data_seed, _SAMPLES))
@@ -330,13 +328,13 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
             folder = trial_folder(options.out, config)
             outcome = training.train(config, data, folder, console=console, stop=stop)
             if not outcome.finished:
-                tell(
+                say(
                     f"stopped at step {outcome.step:,} of {config.steps:,} of {name}, seed {config.seed}, and saved; "
                     "run the same command again to go on"
                 )
                 return 128 + stop.signal
             per_trial.append(judge(folder, classifier, options.samples))
-            tell(f"{name}, seed {config.seed}: {per_trial[-1]['modes']} modes, KL {per_trial[-1]['kl']:.2f}")
+            say(f"{name}, seed {config.seed}: {per_trial[-1]['modes']} modes, KL {per_trial[-1]['kl']:.2f}")
         results["methods"][name] = {**summarise(per_trial), "parameters": sizes(trials[0], image_shape)}
 
     shown = table(results, protocol.trials)
@@ -367,26 +365,19 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     )
     write_atomically(options.out / "results.md", f"`{command}`\n\n{told}\n\n{markdown(*shown)}\n{NOTE}\n")
     write_atomically(options.out / "results.json", to_json(record))
-    tell(f"results: {options.out}")
+    say(f"results: {options.out}")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
-    from psgjax.training import Diverged, Stop
-
-    stop = Stop()
+    """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+
+    def work() -> int:
         options = tyro.cli(Options, args=given, prog="python -m experiments.stacked_mnist", description=__doc__)
-        with stop.listening():
-            return run(options, shlex.join(["python", "-m", "experiments.stacked_mnist", *given]), Console(), stop)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return run(options, shlex.join(["python", "-m", "experiments.stacked_mnist", *given]), terminal(), Stop())
+
+    return run_command(work, "stopped; run the same command again to go on")
 
 
 if __name__ == "__main__":

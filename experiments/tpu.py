@@ -27,8 +27,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from typing_extensions import Doc
 
-from experiments import status_of
 from psgjax.config import METHODS, Config, ConfigError, Mesh, named_method
+from psgjax.shell import check_output, run_command
 
 _IMAGES, _SHAPE = 60_000, (28, 28, 1)  # MNIST's
 _MEMORY = {
@@ -165,9 +165,11 @@ def run(options: Options) -> int:
     """Compile every program asked for; 1 if an array is whole where it should be split, or does not fit."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # before jax starts: no TPU is looked for
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from psgjax.environment import provenance
+    from psgjax.environment import provenance, settle
     from psgjax.tracking import write_atomically
 
+    check_output("--json", options.json)
+    settle()
     configs = [
         Config(name, named_method(name), batch_size=options.batch_size, precision=precision)
         for name in options.methods
@@ -196,8 +198,8 @@ def run(options: Options) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    return status_of(
+    """The command line; the exit status."""
+    return run_command(
         lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.tpu", description=__doc__))
     )
 

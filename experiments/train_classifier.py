@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import Doc
 
-from experiments import status_of
 from psgjax.config import ConfigError, Data
+from psgjax.schema import check_seed
+from psgjax.shell import check_output, run_command, tell, terminal, warn
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Options:
         """Refuse what cannot be used."""
         if self.epochs < 1:
             raise ConfigError(f"epochs is {self.epochs}; it must be a whole number of at least 1.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}.")
-        if self.out.suffix != ".safetensors" or self.out.is_dir():
+        check_seed(self.seed)
+        if self.out.suffix != ".safetensors":
             raise ConfigError(f"--out {self.out} must be a file whose name ends in .safetensors.")
 
 
@@ -64,12 +64,15 @@ def run(options: Options, command: str, console: Console) -> None:
     from psgjax.evaluation import classifier as classifiers
     from psgjax.evaluation import fitting
 
+    environment.settle()
     environment.use_compilation_cache()
-    data = datasets.load(options.data, progress=lambda text: console.print(text, highlight=False, soft_wrap=True))
-    console.print(f"training on {data.info['description']}", highlight=False, soft_wrap=True)
+    data = datasets.load(options.data, tell(console))
+    tell(console)(f"training on {data.info['description']}")
     if data.info["warning"]:
-        console.print(f"[bold yellow]warning:[/] {data.info['warning']}", highlight=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}")
+        warn(console, data.info["warning"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--out", options.out)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(None), TextColumn("{task.fields[text]}")
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("classifier", total=options.epochs, text="compiling")
         trained = fitting.fit(
@@ -82,24 +85,21 @@ def run(options: Options, command: str, console: Console) -> None:
         )
     versions = environment.provenance()["versions"]
     trained.info.update(command=command, data=data.info["name"], data_sha256=data.info["sha256"], versions=versions)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     sha256 = classifiers.save(trained, options.out)
-    shown = [
-        f"{trained.info['accuracy']:.2%} of {trained.info['held_out_images']:,} held-out images right",
-        f"{options.out}: {options.out.stat().st_size:,} bytes, SHA-256 {sha256}",
-    ]
-    console.print("\n".join(shown), highlight=False, soft_wrap=True)
+    say = tell(console)
+    say(f"{trained.info['accuracy']:.2%} of {trained.info['held_out_images']:,} held-out images right")
+    say(f"{options.out}: {options.out.stat().st_size:,} bytes, SHA-256 {sha256}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: parse, run, and say in one line what went wrong."""
+    """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
 
-    def command() -> None:
+    def work() -> None:
         options = tyro.cli(Options, args=given, prog="python -m experiments.train_classifier", description=__doc__)
-        run(options, public(given), Console())
+        run(options, public(given), terminal())
 
-    return status_of(command)
+    return run_command(work, reduce="Use fewer images with a smaller --data.train-images.")
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def _fault(folder: Path) -> str | None:
     if not (folder / _HASHES).exists():
         return None
     try:
-        kept = dict(json.loads((folder / _HASHES).read_text()))
+        kept = dict(json.loads((folder / _HASHES).read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return f"{_HASHES} cannot be read"
     now = _hashes(folder)

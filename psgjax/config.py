@@ -299,7 +299,7 @@ class Config:
             self.evaluation_samples,
             f"a whole number of at least {least}",
         )
-        schema.check(0 <= self.seed < 2**32, "seed", self.seed, f"a whole number from 0 to {2**32 - 1}")
+        schema.check_seed(self.seed)
 
     def steps_per_epoch(self, train_images: int) -> int:
         """Generator updates in one pass over `train_images` images; a last partial batch is left out.

@@ -26,6 +26,7 @@ from psgjax import networks, objectives, schema, spectral
 from psgjax.checkpoint import arrays, digest, leaf_name
 from psgjax.config import Config, ConfigError
 from psgjax.environment import versions
+from psgjax.shell import tell
 from psgjax.state import TrainState, build, init
 from psgjax.step import draw_latents, epoch_order, make_run, make_step, pass_keys, scale
 from psgjax.tracking import write_atomically
@@ -161,7 +162,7 @@ def replay(path: Path, console: Console) -> bool:
         verdict = "no metric of this update is infinite or no number: there is no failure"
     else:
         verdict = "the same failure with the same numbers" if same else "a failure, but with other numbers"
-    console.print(verdict, highlight=False, soft_wrap=True)
+    tell(console)(verdict)
     return bool(names[1]) and same
 
 

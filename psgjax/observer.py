@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from psgjax.evaluation.fitting import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
 from psgjax.inference import make_artist, make_grid, make_judge
 from psgjax.runfolder import RunFolder
+from psgjax.shell import tell
 from psgjax.state import TrainState, copied
 from psgjax.tracking import image_grid, write_png
 
@@ -55,7 +55,7 @@ class Observer:
     def prepare(self, console: Console) -> None:
         """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained."""
         if self.config.evaluation_epochs:
-            classifier = for_data(self.data, partial(console.print, highlight=False, soft_wrap=True))
+            classifier = for_data(self.data, tell(console))
             self.real = self.worker.submit(reference, self.data.held_out_images, self.data.images, classifier)
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:

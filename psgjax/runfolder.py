@@ -46,7 +46,7 @@ def read_config(folder: Path) -> Config | None:
     if not path.is_file():
         return None
     try:
-        return schema.from_json(Config, path.read_text())
+        return schema.from_json(Config, path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a configuration of this version: {error} Choose another --out.") from None
 
@@ -97,7 +97,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: If another process holds it, with that one's number and host.
     """
-    with (folder / "lock").open("a+") as file:
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -122,7 +122,7 @@ def _keep_environment(path: Path, now: dict[str, Any]) -> None:
     """Write env.json, or add this resumption to it."""
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
             description, sha256 = (str(before["data"][name]) for name in ("description", "sha256"))
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ConfigError(f"{path} is damaged; restore that file, or choose another --out.") from None

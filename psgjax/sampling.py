@@ -27,9 +27,11 @@ from typing_extensions import Doc
 
 from psgjax.checkpoint import Checkpoints, digest
 from psgjax.config import Config, ConfigError
-from psgjax.environment import use_compilation_cache
+from psgjax.environment import settle, use_compilation_cache
 from psgjax.inference import make_artist, make_sampler
 from psgjax.runfolder import read_config
+from psgjax.schema import check_seed
+from psgjax.shell import check_output, run_command, tell, terminal
 from psgjax.state import TrainState, init
 from psgjax.tracking import image_grid, write_atomically, write_png
 
@@ -51,9 +53,6 @@ class Options:
     )
 
 
-_SUFFIXES = {"out": (".png", ".npz"), "export": (".stablehlo",)}
-
-
 def _check(options: Options) -> None:
     """Refuse, before anything is loaded, what cannot be written or does not go together."""
     given = [f"--{name}" for name in ("count", "seed", "out") if getattr(options, name) != getattr(Options, name)]
@@ -62,15 +61,10 @@ def _check(options: Options) -> None:
         raise ConfigError(f"{' with '.join(alone + given)}: {alone[0]} draws no images and goes with no other option.")
     if options.count < 1:
         raise ConfigError(f"count is {options.count}; it must be a whole number of at least 1.")
-    for name, suffixes in _SUFFIXES.items():
-        path = getattr(options, name)
-        if path is None:
-            continue
-        if path.suffix not in suffixes:
-            raise ConfigError(f"--{name} {path} must end in {' or '.join(suffixes)}.")
-        if path.is_dir() or not path.parent.is_dir():
-            wrong = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-            raise ConfigError(f"--{name} {path} {wrong}; give the name of a file in an existing folder.")
+    check_seed(options.seed)
+    if not alone:
+        check_output("--out", options.out, (".png", ".npz"))
+    check_output("--export", options.export, (".stablehlo",))
 
 
 def load(run: Path) -> tuple[Config, TrainState, tuple[int, int, int]]:
@@ -107,6 +101,7 @@ def _image_shape(path: Path) -> tuple[int, int, int]:
 
 def sample(config: Config, state: TrainState, image_shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
     """`count` images of each generator, uint8 [K, count, H, W, C]; the same for the same seed, whatever the count."""
+    check_seed(seed)
     return np.concatenate(make_artist(config, image_shape)(state, jax.random.key(seed), count), axis=1)
 
 
@@ -148,16 +143,16 @@ def _write(options: Options) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: sample, write, and say in one line what went wrong."""
-    try:
+    """The command line; the exit status."""
+
+    def work() -> None:
         options = tyro.cli(Options, args=arguments, prog="python -m psgjax.sampling", description=__doc__)
         _check(options)
+        settle()
         use_compilation_cache()
-        print(_write(options))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        tell(terminal())(_write(options))
+
+    return run_command(work, reduce="Ask for fewer images with a smaller --count.")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import difflib
 import json
 import reprlib
 import sys
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -25,6 +26,11 @@ def check(holds: bool, name: str, given: object, accepted: str) -> None:
         raise ConfigError(f"{name} is {_short.repr(given)}; it must be {accepted}.")
 
 
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raise a ConfigError about the named seed unless it is one; jax takes other numbers modulo 2^32, in silence."""
+    check(isinstance(seed, Integral) and 0 <= seed < 2**32, name, seed, f"a whole number from 0 to {2**32 - 1}")
+
+
 def known(kind: str, name: str, names: tuple[str, ...]) -> str:
     """The name, if it is one of the names.
 
@@ -33,8 +39,9 @@ def known(kind: str, name: str, names: tuple[str, ...]) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.0)
-    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. Did you mean {near[0]!r}?")
+    near = difflib.get_close_matches(name[:80].lower(), [each.lower() for each in names], n=1, cutoff=0.0)
+    nearest = next(each for each in names if each.lower() == near[0])
+    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. Did you mean {nearest!r}?")
 
 
 def to_json(config: Any) -> str:

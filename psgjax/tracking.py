@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psgjax.config import ConfigError
+from psgjax.shell import one_line, tell
 
 Line = dict[str, Any]
 
@@ -65,7 +66,7 @@ def read_lines(path: Path) -> list[Line]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except (ValueError, RecursionError):
@@ -162,13 +163,13 @@ class ProgressDisplay:
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(None),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(name, total=steps, completed=done, text="compiling")
+            self._task = self._bar.add_task(one_line(name), total=steps, completed=done, text="compiling")
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar:
@@ -193,9 +194,7 @@ class ProgressDisplay:
         elif step == self._steps or time.monotonic() - self._told > self._PLAIN_SECONDS:
             self._told = time.monotonic()
             left = f", {duration((self._steps - step) / rate)} left" if rate > 0 and step < self._steps else ""
-            self._console.print(
-                f"{self._name}: step {step:,} of {self._steps:,}: {text}{left}", highlight=False, soft_wrap=True
-            )
+            tell(self._console)(f"{self._name}: step {step:,} of {self._steps:,}: {text}{left}")
 
 
 def duration(seconds: float) -> str:

@@ -5,18 +5,14 @@ python -m psgjax.training --replay runs/mnist/psg/diverged.safetensors  # make a
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import jax
@@ -34,6 +30,7 @@ from psgjax.environment import (
     keep_heaps,
     limit_heaps,
     seconds_per_operation,
+    settle,
     trim_heaps,
     use_compilation_cache,
 )
@@ -41,6 +38,7 @@ from psgjax.networks import stack
 from psgjax.observer import Observer
 from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
 from psgjax.sharding import agreed, gathered, place_images
+from psgjax.shell import Failure, Stop, run_command, tell, terminal
 from psgjax.state import TrainState, abstract, make_init, placed
 from psgjax.step import make_run
 from psgjax.tracking import Line, ProgressDisplay, check_lines, duration
@@ -53,31 +51,8 @@ _CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may h
 _IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
 
 
-class Diverged(Exception):
+class Diverged(Failure):
     """A metric that is not finite; the message says which, at which step, and how to see more."""
-
-
-class Stop:
-    """Whether a signal asked the run to stop, and which."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask once; a second one ends the process at once."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.signal:
-                os._exit(128 + number)
-            self.signal = number
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -132,15 +107,16 @@ def train(
     limit_heaps()
     with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
-        tell = partial(console.print, highlight=False, soft_wrap=True)
-        runs = [resources.enter_context(opened(path, each, data, tell)) for path, each in wanted.items() if writes]
+        runs = [
+            resources.enter_context(opened(path, each, data, tell(console))) for path, each in wanted.items() if writes
+        ]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []
         (step,) = agreed(max((int(state.step) for state, _ in found), default=0))
         for run in runs:
             check_lines(run.path / "metrics.jsonl", step, per_epoch)
         if step == config.steps:
-            console.print(f"{name}: finished already, {step:,} steps", highlight=False)
+            tell(console)(f"{name}: finished already, {step:,} steps")
             return Outcome(step, finished=True)
         loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch)
         if found:
@@ -198,7 +174,10 @@ class _Loop:
             if self.runs:
                 self.observer.prepare(self.console)
             saved_at, calls, count = time.monotonic(), 0, 1
-            with ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display:
+            with (
+                ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display,
+                self.stop.listening(),
+            ):
                 self.observer.begin(self._each(states), step)
                 program = self.program.result()
                 del self.lowered, self.program  # what was traced is not needed any more
@@ -254,12 +233,10 @@ class _Loop:
         config, step = self.config, self.config.steps - left
         operations = (lowered.cost_analysis() or {}).get("flops")
         about = f"; about {duration(operations * left * calls * seconds_per_operation())}" if operations else ""
-        self.console.print(
+        tell(self.console)(
             f"{self.name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
             f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "
-            f"on {device_name()}, on {self.data.info['description']}{about}",
-            highlight=False,
-            soft_wrap=True,
+            f"on {device_name()}, on {self.data.info['description']}{about}"
         )
 
     def _report(
@@ -316,14 +293,17 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: status 0 if the same failure appears with the same numbers, 1 if not, 2 for a file that cannot be used."""
-    try:
+    """The command line: status 0 if the same failure appears with the same numbers, 1 if not."""
+
+    def work() -> int:
         options = tyro.cli(Options, args=arguments, prog="python -m psgjax.training", description=__doc__)
+        settle()
         use_compilation_cache()
-        return 0 if divergence.replay(options.replay, Console()) else 1
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 0 if divergence.replay(options.replay, terminal()) else 1
+
+    return run_command(
+        work, reduce="The update needs as much as it did where it failed: use a machine with more memory."
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pytest
 from conftest import same, tiny
 from runs import StopAfter, final_state, timeless, train
 
-from experiments import status_of
 from psgjax import runfolder, training
 from psgjax.checkpoint import Checkpoints
+from psgjax.shell import run_command
 
 
 class Once(training.Stop):
@@ -45,7 +45,7 @@ def saving_always(monkeypatch):
 
 def refused(capfd, message, work):
     """Whether a command that does this says so in one line, with status 2."""
-    assert status_of(work) == 2
+    assert run_command(work) == 2
     error = capfd.readouterr().err
     assert re.fullmatch(f"error: .*{message}.*\n", error), error
 

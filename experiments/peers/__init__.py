@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from psgjax.shell import Failure
+
 _PATIENCE = 5.0  # seconds that a process has to end by itself
 
 IMAGE_SHAPE = (28, 28, 1)
@@ -54,7 +56,7 @@ class TooSlow(Exception):
     """An answer that did not come in time; its process has been ended."""
 
 
-class Failed(Exception):
+class Failed(Failure):
     """What a contender raised, in one line."""
 
 
@@ -160,7 +162,7 @@ class Timed:
 def host_peak_bytes() -> int:
     """This process's resident memory at its fullest."""
     try:  # since this program began: what `getrusage` reports may stem from the process that started it
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
     except (OSError, StopIteration):
         import resource

@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import Doc
 
 from psgjax import data as datasets
@@ -29,6 +30,8 @@ from psgjax.config import ConfigError, Data
 from psgjax.data import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import STAGES, Reference, Scores, reference, reference_of, score
+from psgjax.schema import check_seed
+from psgjax.shell import check_output, run_command, tell, terminal
 from psgjax.tracking import read_picture, to_pixels, write_atomically
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -144,10 +147,7 @@ def evaluate(options: Options, console: Console) -> Scores:
     Raises:
         ConfigError: If images or reference are missing, unreadable, or do not go together.
     """
-
-    def tell(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+    line = tell(console)
     trained: Dataset | None = None
     if (options.images / "config.json").is_file():
         config, state, image_shape = sampling.load(options.images)
@@ -156,14 +156,14 @@ def evaluate(options: Options, console: Console) -> Scores:
             raise ConfigError(f"samples is {samples}; it must be at least one a generator.")
         images = sampling.sample(config, state, image_shape, samples // config.method.generators, options.seed)
         if options.reference is None:
-            trained = datasets.load(config.data, tell)
+            trained = datasets.load(config.data, line)
     else:
         images = read_images(options.images)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("reference", total=1 + len(STAGES))
-            real = reference_of(trained, tell) if trained else _reference(options, tell)
+            real = reference_of(trained, line) if trained else _reference(options, line)
             return score(
                 images, real, lambda stage: bar.update(task, description=stage, completed=1 + STAGES.index(stage))
             )
@@ -188,7 +188,7 @@ def table(scores: Scores, title: str) -> Table:
     """The scores as a table: a column for all images, and one for each generator."""
     generators = scores.get("generators", [])
     result = Table(
-        "", "all", *(f"generator {i + 1}" for i in range(len(generators))), title=title, title_justify="left"
+        "", "all", *(f"generator {i + 1}" for i in range(len(generators))), title=Text(title), title_justify="left"
     )
     for name, value in scores.items():
         if name != "generators":
@@ -205,20 +205,22 @@ def _text(value: Any) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: score, show, write, and say in one line what went wrong."""
-    console = Console()
-    try:
+    """The command line; the exit status."""
+
+    def work() -> None:
         options = tyro.cli(Options, args=arguments, prog="python -m psgjax.evaluation", description=__doc__)
+        check_output("--json", options.json)
+        check_seed(options.seed)
+        environment.settle()
         environment.use_compilation_cache()
+        console = terminal()
         scores = evaluate(options, console)
+        console.print(table(scores, str(options.images)))
         if options.json:
             content = {**scores, "images": str(options.images), "environment": environment.provenance()}
             write_atomically(options.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.print(table(scores, str(options.images)))
-    return 0
+
+    return run_command(work, reduce="Score fewer images; of a run, with a smaller --samples.")
 
 
 if __name__ == "__main__":
