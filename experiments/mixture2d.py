@@ -144,7 +144,7 @@ def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[st
     import matplotlib
     from matplotlib.figure import Figure
 
-    from psgjax.report import PALETTE, STYLE
+    from psgjax.figures import PALETTE, STYLE
 
     columns = max(len(methods) for methods in samples.values())
     with matplotlib.rc_context(STYLE):

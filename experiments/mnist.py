@@ -225,9 +225,9 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
             return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
     if not writes:
         return 0
-    from psgjax import report
+    from psgjax import page
 
-    tell(console)(f"report: {report.write(options.out)}")
+    tell(console)(f"report: {page.write(options.out)}")
     return 0
 
 

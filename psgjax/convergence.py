@@ -1,7 +1,7 @@
-"""The statistics that the paper's claims rest on: loss gap, convergence epoch, accuracy against chance.
+"""One run's curves and what they come to: losses, their gap, accuracy against chance, the epoch at which a curve settles.
 
-Pure functions of numbers; nothing here reads or writes. The rules are the constants below. They were fixed before any run
-was looked at, because the paper states none (docs/method.md, "What is measured").
+Pure functions of numbers; nothing here reads or writes. The rules are the constants below. They were fixed on synthetic curves
+before any run was looked at, because the paper states none (docs/method.md, "What is measured").
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
 from psgjax.config import Method
@@ -18,15 +19,14 @@ from psgjax.config import Method
 Curve = NDArray[np.float64]
 
 FINAL_SHARE = 0.10  # a final value is the mean over the last tenth of the epochs
-SMOOTH_SHARE = 0.04  # curves are smoothed over 4 % of the epochs: 20 of the 500 of a full run
-BAND = 0.05  # settled: within 5 % of the final value's magnitude
-LEAST_EPOCHS = 10  # fewer epochs say nothing about convergence
-CONFIDENCE = 0.95  # of the intervals of means over seeds
 
-# The paper's claims about psg and sngan, and how near counts as found again.
-CLAIMED_REDUCTION, ACCEPTED_REDUCTION = 0.40, 0.30  # of the loss gap (abstract)
-NEAR_CHANCE = 0.05  # accuracy "near" 0.33 and 0.5 (section 4.3)
-CLAIMED_EPOCHS, ACCEPTED_RATIO = (75, 125), 0.80  # section 4.2; the ratio claimed is 0.60
+# When a curve has settled.
+LEAST_EPOCHS = 10  # fewer epochs say nothing about convergence
+SMOOTH_SHARE, LEAST_WINDOW = 0.08, 5  # the running median's window: 8 % of the epochs, at least five
+BAND = 0.05  # within 5 % of the curve's level or of its whole change, whichever is larger
+NOISE_ERRORS = 4  # or within this number of the running median's standard errors: noise alone hardly ever leaves that
+SETTLED_SHARE = 1 / 3  # for at least this share of the epochs, without drift
+OSCILLATION = 2  # more spread than this number of times the noise between neighbours is an oscillation and no noise
 
 
 def equilibrium(method: Method) -> tuple[float, float]:
@@ -87,54 +87,95 @@ def final(curve: Curve) -> Any:
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Mean of each epoch and the `window` - 1 before it, or of as many as there are: [E] -> [E]."""
-    return np.array([curve[max(0, end - window) : end].mean() for end in range(1, len(curve) + 1)])
+    """Median of the `window` epochs around each, an odd number, or of those that there are: [E] -> [E].
+
+    A median keeps an edge where it is and drops lone outliers.
+    """
+    reach = window // 2
+    return np.array([np.median(curve[max(0, at - reach) : at + reach + 1]) for at in range(len(curve))])
 
 
 def convergence_epoch(epochs: Sequence[float], curve: Curve) -> float | None:
-    """The first epoch from which the smoothed curve [E] stays within 5 % of its final value to the end.
+    """The epoch from which the curve [E] has settled, or None where it never does, or where noise hides it.
 
-    `epochs` [E] are their numbers; a run may end within one. None where the curve never settles, where a value near the end
-    is not finite, and for fewer than ten epochs.
+    With the running median over 8 % of the epochs, the level (the median of the last third), and the noise (from second
+    differences, which no straight line has), this is the first epoch from which to the end
+
+    * the running median stays inside the band: within 5 % of the level or of the running median's whole range, or within four
+      of its standard errors, whichever is largest;
+    * Theil and Sen's slope times the number of epochs, the drift, is inside the band too: a straight line never settles;
+    * the values spread no more than the band, or twice the noise: otherwise they oscillate;
+
+    if at least a third of the epochs is left. Where the standard error alone is more than the 5 %, nothing can be said.
+
+    Args:
+        epochs: [E], their numbers; a run may end within one.
+        curve: [E]. What comes before the last value that is not finite is left out; fewer than ten values are too few.
     """
-    if len(epochs) < LEAST_EPOCHS:
+    start = int(np.flatnonzero(np.append(True, ~np.isfinite(curve)))[-1])
+    epochs, curve = epochs[start:], curve[start:]
+    if len(curve) < LEAST_EPOCHS:
         return None
-    target = final(curve)
-    inside = np.abs(smooth(curve, max(1, round(SMOOTH_SHARE * len(curve)))) - target) <= BAND * abs(target)
-    outside = np.flatnonzero(~inside)
+    window = max(LEAST_WINDOW, int(SMOOTH_SHARE * len(curve)) | 1)
+    smoothed, least = smooth(curve, window), math.ceil(SETTLED_SHARE * len(curve))
+    level = np.median(curve[-least:])
+    noise = scipy.stats.median_abs_deviation(np.diff(curve, 2), scale="normal") / math.sqrt(6)
+    error = math.sqrt(math.pi / 2 / window) * noise  # of a median of that many values
+    tolerance = BAND * max(abs(level), np.ptp(smoothed))
+    band = max(tolerance, NOISE_ERRORS * error)
+    outside = np.flatnonzero(np.abs(smoothed - level) > band)
     first = int(outside[-1]) + 1 if outside.size else 0
-    return epochs[first] if first < len(epochs) else None
+    rest = curve[first:]
+    if error > tolerance or len(rest) < least:
+        return None
+    drift = abs(scipy.stats.theilslopes(rest).slope) * (len(rest) - 1)
+    spread = scipy.stats.median_abs_deviation(rest, scale="normal")
+    return epochs[first] if drift <= band and spread <= max(band, OSCILLATION * noise) else None
 
 
 def curves(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
-    """The lines of metrics.jsonl as arrays: [E] each, but generators [K, E], generator_updates [K, E], branches [K + 1, E].
+    """The lines of metrics.jsonl as arrays, [E] each.
 
-    What is null or not finite in a line is NaN here.
+    Except generators, calibrated_generators, generator_updates [K, E] and branches [K + 1, E]. A regulariser r1 is called
+    regularisers.r1. What is null, not finite or missing in a line is NaN here.
     """
 
-    def rows(count: int, values: list[Any]) -> Curve:
-        array = np.array(values, dtype=np.float64).reshape(len(lines), count).T
+    def rows(count: int, *keys: str) -> Curve:
+        """The item under these keys in each line, `count` numbers."""
+
+        def item(line: Any) -> Any:
+            for key in keys:
+                line = (line or {}).get(key)
+            return np.full(count, np.nan if line is None else line, np.float64)
+
+        array = np.array([item(line) for line in lines]).reshape(len(lines), count).T
         return np.where(np.isfinite(array), array, np.nan)
 
-    names = ("accuracy", "pairwise_accuracy", "held_out_accuracy", "held_out_pairwise_accuracy")
-    return {name: rows(1, [line[name] for line in lines])[0] for name in ("epoch", "step", "seconds", *names)} | {
-        "discriminator": rows(1, [line["loss"]["discriminator"] for line in lines])[0],
-        "generators": rows(method.generators, [line["loss"]["generators"] for line in lines]),
-        "discriminator_updates": rows(1, [line["updates"]["discriminator"] for line in lines])[0],
-        "generator_updates": rows(method.generators, [line["updates"]["generators"] for line in lines]),
-        "branches": rows(method.generators + 1, [line["branches"] for line in lines]),
+    many, added = method.generators, {name for line in lines for name in line.get("regularisers") or {}}
+    accuracies = ("accuracy", "pairwise_accuracy", "held_out_accuracy", "held_out_pairwise_accuracy")
+    return {name: rows(1, name)[0] for name in ("epoch", "step", "seconds", "held_out_temperature", *accuracies)} | {
+        "discriminator": rows(1, "loss", "discriminator")[0],
+        "generators": rows(many, "loss", "generators"),
+        "calibrated_discriminator": rows(1, "held_out_calibrated_loss", "discriminator")[0],
+        "calibrated_generators": rows(many, "held_out_calibrated_loss", "generators"),
+        "discriminator_updates": rows(1, "updates", "discriminator")[0],
+        "generator_updates": rows(many, "updates", "generators"),
+        "branches": rows(many + 1, "branches"),
+        **{f"regularisers.{name}": rows(1, "regularisers", name)[0] for name in sorted(added)},
     }
 
 
 def summarise(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One run's figures, ready for JSON: what cannot be computed, or is not finite, is None.
 
-    Losses are the ungated ones. The losses have converged where the discriminator's and the generators' mean both have.
+    Losses are the ungated ones; calibrated ones are those with D's outputs at the temperature that is best for its loss on
+    held-out images. The losses have converged where the discriminator's and the generators' mean both have.
     """
     curve = curves(method, lines)
     epochs = [line["epoch"] for line in lines]
     balance, guess = equilibrium(method), chance(method)
     raw_gap, normalised_gap = loss_gap(curve["generators"], curve["discriminator"], balance)
+    calibrated = loss_gap(curve["calibrated_generators"], curve["calibrated_discriminator"], balance)
     settled = [convergence_epoch(epochs, loss) for loss in (curve["discriminator"], curve["generators"].mean(axis=0))]
     # The first epoch holds compilation.
     seconds = np.diff(curve["seconds"])
@@ -146,13 +187,16 @@ def summarise(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Any]
         "images": lines[-1]["images"] if lines else 0,
         "training_seconds": lines[-1]["seconds"] if lines else None,
         "steps_per_second": _plain(np.median(speeds)) if speeds.size else None,
-        "loss": {
-            "discriminator": _plain(final(curve["discriminator"])),
-            "generators": _plain(final(curve["generators"])),
-        },
+        "loss": {name: _plain(final(curve[name])) for name in ("discriminator", "generators")},
         "loss_at_equilibrium": dict(zip(("discriminator", "generator"), balance, strict=True)),
         "loss_gap": _plain(final(raw_gap)),
         "normalised_loss_gap": None if normalised_gap is None else _plain(final(normalised_gap)),
+        "calibrated_loss": {
+            name: _plain(final(curve[f"calibrated_{name}"])) for name in ("discriminator", "generators")
+        },
+        "held_out_temperature": _plain(final(curve["held_out_temperature"])),
+        "calibrated_loss_gap": _plain(final(calibrated[0])),
+        "normalised_calibrated_loss_gap": None if calibrated[1] is None else _plain(final(calibrated[1])),
         "accuracy": _plain(accuracy),
         "chance": guess,
         "chance_corrected_accuracy": _plain(chance_corrected(accuracy, guess)),
@@ -168,122 +212,12 @@ def summarise(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Any]
             "discriminator": _plain(final(curve["discriminator_updates"])),
             "generators": _plain(final(curve["generator_updates"])),
         },
+        "regularisers": {
+            name.removeprefix("regularisers."): _plain(final(values))
+            for name, values in curve.items()
+            if name.startswith("regularisers.")
+        },
     }
-
-
-def student(freedom: int) -> float:
-    """The bound that a variable of Student's t distribution keeps within, to both sides, in 95 % of cases.
-
-    With t = sqrt(freedom) * tan(angle), the angle's density is proportional to cos(angle)^(freedom - 1).
-    """
-    angles = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angles) ** (freedom - 1)
-    shares = np.append(0, np.cumsum(density[1:] + density[:-1]))
-    return math.sqrt(freedom) * math.tan(np.interp(CONFIDENCE * shares[-1], shares, angles))
-
-
-def half_width(values: Curve) -> Any:
-    """Half the 95 % interval of the mean over seeds, by Student's t: [S, ...] -> [...]. For one seed 0: it has no interval."""
-    if len(values) == 1:
-        return np.zeros(values.shape[1:])
-    return student(len(values) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(values))
-
-
-class Estimate(float):
-    """A mean over seeds that knows half the width of its 95 % interval."""
-
-    half: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """The estimate that one value a seed gives."""
-        mean = cls(np.mean(values))
-        mean.half = float(half_width(np.asarray(values, np.float64)))
-        return mean
-
-
-def combine(trees: Sequence[Any]) -> Any:
-    """One tree for all seeds from each one's, such as `summarise` gives: an `Estimate` for each number that differs.
-
-    What is the same for all stays as it is. What some seeds do not have is None: a mean is over all seeds, or there is none.
-    """
-    first = trees[0]
-    if all(tree == first for tree in trees):
-        return first
-    if all(isinstance(tree, dict) for tree in trees):
-        return {key: combine([tree.get(key) for tree in trees]) for key in first}
-    if all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
-        return [combine(items) for items in zip(*trees, strict=True)]
-    if all(isinstance(tree, int | float) for tree in trees):
-        return all(trees) if isinstance(first, bool) else Estimate.of(trees)
-    return None
-
-
-def half_widths(tree: Any) -> Any:
-    """What `combine` gave, as JSON has it, with half its interval in place of each mean and None in place of all else."""
-    if isinstance(tree, dict):
-        return {key: half_widths(item) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [half_widths(item) for item in tree]
-    return tree.half if isinstance(tree, Estimate) else None
-
-
-def compare(psg: Sequence[dict[str, Any]], sngan: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The paper's three claims against the summaries of as many seeds of each, with `finished` added: figures and verdicts.
-
-    Nothing can be said of an unfinished run, of too few epochs, or where a value is missing. Otherwise:
-
-    * loss_gap is reproduced if psg's is at least 30 % smaller, raw and normalised, and not if neither is. Where the two
-      disagree the answer depends on how losses are scaled, which the paper does not say.
-    * accuracy is reproduced if both are within 0.05 of chance.
-    * convergence_epoch is reproduced if psg's losses settle within 0.8 of the epochs that sngan's take (how many they are
-      depends on batch and data), and not if psg's never settle; sngan's alone never settling decides nothing.
-
-    Each is a bound on a mean over seeds, and is met or not if the mean's whole 95 % interval lies on one side of it; one seed has
-    no interval and counts as it is. Losses settle if those of every seed do.
-    """
-    runs = [*psg, *sngan]
-
-    def values(*keys: str) -> tuple[Curve, Curve]:
-        """A figure of each seed, [S] of psg and of sngan, NaN for None."""
-        found: list[Any] = runs
-        for key in keys:
-            found = [each[key] for each in found]
-        array = np.array(found, np.float64)
-        return array[: len(psg)], array[len(psg) :]
-
-    def judge(holds: bool | None, least_epochs: int, **figures: Any) -> dict[str, Any]:
-        comparable = all(run["finished"] and run["epochs"] >= least_epochs for run in runs)
-        verdict = {True: "reproduced", False: "not reproduced", None: "cannot be said"}[holds if comparable else None]
-        return {"verdict": verdict, **figures}
-
-    smaller, reductions = set(), {}
-    for key in ("loss_gap", "normalised_loss_gap"):
-        ours, theirs = values(key)
-        base = theirs.mean() or np.nan
-        reductions[key] = _plain(1 - ours.mean() / base)
-        smaller.add(None if np.isnan(base) else _met((1 - ACCEPTED_REDUCTION) * theirs - ours))
-    accuracy, chances = values("accuracy"), values("chance")
-    excess = [a - c for a, c in zip(accuracy, chances, strict=True)]
-    near = {_met(NEAR_CHANCE + sign * each) for each in excess for sign in (1, -1)}
-    missing = any(np.isnan(each).any() for each in excess)
-    ours, theirs = epochs = values("convergence_epoch", "loss")
-    sooner = False if np.isnan(ours).any() else _met(ACCEPTED_RATIO * theirs - ours)
-    named = [
-        dict(zip(("psg", "sngan"), (_plain(side.mean()) for side in each), strict=True)) for each in (accuracy, epochs)
-    ]
-    close = None if missing else False if False in near else None if None in near else True
-    return {
-        "loss_gap": judge(smaller.pop() if len(smaller) == 1 else None, LEAST_EPOCHS, reductions=reductions),
-        "accuracy": judge(close, LEAST_EPOCHS, **named[0]),
-        "convergence_epoch": judge(sooner, CLAIMED_EPOCHS[1], **named[1]),
-    }
-
-
-def _met(margins: Curve) -> bool | None:
-    """Whether a mean over seeds of margins [S] is 0 or more: None where its interval holds both signs, or one is NaN."""
-    low, high = (margins.mean() + side * half_width(margins) for side in (-1, 1))
-    return True if low >= 0 else False if high < 0 else None
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
-from psgjax import convergence
+from psgjax import convergence, intervals
 from psgjax.config import METHODS, Config, ConfigError
 from psgjax.schema import from_json
 from psgjax.tracking import read_lines, read_picture
@@ -37,7 +38,7 @@ class Run:
     neighbours: Any  # picture of samples above their nearest training images, or None
     snapshots: dict[
         int, list[Any]
-    ]  # (and neighbours) of the first seed: by epoch, one image [H, W] or [H, W, C] a generator; at most six epochs
+    ]  # (and neighbours) of the first seed: by epoch, one image [H, W] or [H, W, C] per generator; at most six epochs
     warnings: list[str]
 
 
@@ -68,11 +69,13 @@ def _together(runs: list[Run]) -> Run:
     """The runs of one method's seeds as one: means with intervals, pictures of the first."""
     runs = sorted(runs, key=lambda run: run.config.seed)
     epochs = min(len(run.lines) for run in runs)
-    curves = {name: np.stack([run.curves[name][..., :epochs] for run in runs]) for name in runs[0].curves}
+    names = [name for name in runs[0].curves if all(name in run.curves for run in runs)]
+    curves = {name: np.stack([run.curves[name][..., :epochs] for run in runs]) for name in names}
     evaluations = [
-        (steps[0][0], convergence.combine([scores for _, scores in steps]))
+        (steps[0][0], intervals.combine([scores for _, scores in steps]))
         for steps in zip(*(run.evaluations for run in runs), strict=False)
     ]
+    diverged = [run.summary["diverged"] for run in runs if run.summary["diverged"] is not None]
     said: dict[str, list[str]] = {}
     for run in runs:
         for text in run.warnings:
@@ -82,8 +85,8 @@ def _together(runs: list[Run]) -> Run:
         seeds=runs,
         lines=runs[0].lines[:epochs],
         curves={name: curve.mean(axis=0) for name, curve in curves.items()},
-        bands={name: convergence.half_width(curve) for name, curve in curves.items()},
-        summary=convergence.combine([run.summary for run in runs]),
+        bands={name: intervals.half_width(curve) for name, curve in curves.items()},
+        summary=intervals.combine([run.summary for run in runs]) | {"diverged": min(diverged, default=None)},
         evaluations=evaluations,
         warnings=[text if len(of) == len(runs) else f"seed {' '.join(of)}: {text}" for text, of in said.items()],
     )
@@ -115,11 +118,21 @@ def _load_one(folder: Path, name: str, config: Config) -> Run:
         warnings.append("no samples were saved.")
     summary = convergence.summarise(config.method, lines)
     finished = summary["steps"] >= config.steps
-    if not finished:
+    diverged = None if finished else _diverged_at(folder)
+    if diverged is not None:
+        warnings.append(
+            f"training diverged at step {diverged:,} of {config.steps:,}; diverged.safetensors holds that update."
+        )
+    elif not finished:
         warnings.append(f"the run is unfinished: {summary['steps']:,} of {config.steps:,} steps.")
-    if lines and None in (summary["loss"]["discriminator"], *summary["loss"]["generators"]):
+    if diverged is None and lines and None in (summary["loss"]["discriminator"], *summary["loss"]["generators"]):
         warnings.append("the losses are not finite at the end: training diverged.")
-    summary |= {"planned_steps": config.steps, "finished": finished, "data": environment.get("data")}
+    summary |= {
+        "planned_steps": config.steps,
+        "finished": finished,
+        "diverged": diverged,
+        "data": environment.get("data"),
+    }
     curves = convergence.curves(config.method, lines)
     evaluations = [(line["epoch"], line["evaluation"]) for line in lines if "evaluation" in line]
     summary["quality"] = evaluations[-1][1] if evaluations else None
@@ -130,3 +143,12 @@ def _load_one(folder: Path, name: str, config: Config) -> Run:
         except ValueError:
             warnings.append("neighbours.png is damaged or too large.")
     return Run(name, [], config, environment, lines, curves, {}, summary, evaluations, neighbours, snapshots, warnings)
+
+
+def _diverged_at(folder: Path) -> int | None:
+    """The step of the update that was not finite (`divergence.write`), or None where there is none or it cannot be read."""
+    try:
+        with safetensors.safe_open(folder / "diverged.safetensors", framework="np") as file:
+            return int(json.loads(file.metadata()["divergence"])["report"]["step"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, safetensors.SafetensorError):
+        return None

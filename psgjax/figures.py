@@ -1,30 +1,18 @@
-"""A run folder in, its figures, one HTML page and summary.json out.
-
-Everything is read from the files that training left behind, so the report can be drawn again at any time, also of a run that
-is still going on, was interrupted, or lost some of its files: what is missing is said on the page.
-"""
+"""The figures of a report, drawn from runs that were read."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import io
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from psgjax import convergence
-from psgjax.results import Run, load
-from psgjax.tracking import write_atomically
+from psgjax.results import Run
 
 # Okabe and Ito's palette, told apart with any colour vision; yellow last, being the weakest on white. Black is D's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
@@ -42,65 +30,8 @@ STYLE: Any = {
 }
 
 
-def write(folder: Path) -> Path:
-    """Draw `folder`/figures/*.png and write summary.json and report.html, each complete or not at all.
-
-    Args:
-        folder: A run folder: one subfolder a method, in which several seeds have one each, as training leaves them.
-
-    Returns:
-        The path of report.html, which holds its figures and refers to no other file.
-
-    Raises:
-        FileNotFoundError: If no subfolder holds a config.json that can be read.
-    """
-    runs, warnings = load(folder)
-    warnings += _collect(runs)
-    by_name = {run.name: run for run in runs}
-    pair = [[seed.summary for seed in by_name[name].seeds] for name in ("psg", "sngan") if name in by_name]
-    comparison = convergence.compare(*pair) if len(pair) == 2 and len(pair[0]) == len(pair[1]) else {}
-    methods = {name: _with_seeds(run) for name, run in by_name.items()}
-    summary = {"methods": methods, "comparison": comparison, "warnings": warnings}
-    (folder / "figures").mkdir(exist_ok=True)
-    evaluated = [run for run in runs if run.evaluations]
-    figures = {}
-    with matplotlib.rc_context(STYLE):
-        for name, draw in (FIGURES | (QUALITY_FIGURES if evaluated else {})).items():
-            figure, image = draw(runs), io.BytesIO()
-            figure.savefig(image, format="png", metadata={"Software": None})
-            write_atomically(folder / "figures" / f"{name}.png", image.getvalue())
-            figures[name] = base64.b64encode(image.getvalue()).decode(), round(100 * figure.get_figwidth())
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    templates.filters |= {"show": _show, "percent": _percent}
-    page = templates.get_template("report.html.j2").render(
-        **summary,
-        runs=runs,
-        evaluated=evaluated,
-        trained_on=sorted({(run.summary["data"] or {"description": "unknown data"})["description"] for run in runs}),
-        figures=figures,
-        settings=_rows(
-            [dataclasses.asdict(run.config) | {"seed": [seed.config.seed for seed in run.seeds]} for run in runs]
-        ),
-        environment=_rows([run.environment for run in runs]),
-        rules=convergence,
-    )
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    write_atomically(folder / "report.html", page)
-    return folder / "report.html"
-
-
-def _with_seeds(run: Run) -> dict[str, Any]:
-    """A method's part of summary.json: of several seeds the means, half their intervals, and each one's own."""
-    if len(run.seeds) == 1:
-        return run.summary
-    own = {str(seed.config.seed): seed.summary for seed in run.seeds}
-    return run.summary | {"intervals": convergence.half_widths(run.summary), "seeds": own}
-
-
 def loss_figure(runs: list[Run]) -> Figure:
-    """The paper's Fig. 3: ungated losses an epoch, a panel a method."""
+    """The paper's Fig. 3: ungated losses in each epoch, one panel per method."""
     figure, panels = _panels(runs, "loss (before any gate)")
     for run, axes in zip(runs, panels, strict=True):
         _plot(axes, run, "discriminator", color=BLACK, label="discriminator")
@@ -116,7 +47,7 @@ def loss_figure(runs: list[Run]) -> Figure:
 
 
 def accuracy_figure(runs: list[Run]) -> Figure:
-    """The paper's Fig. 4: top-1 accuracy an epoch, of all methods, with each one's chance level."""
+    """The paper's Fig. 4: top-1 accuracy in each epoch, of all methods, with each one's chance level."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="epoch", ylabel="share of tuples whose real image was chosen", ylim=(0, 1))
@@ -131,7 +62,7 @@ def accuracy_figure(runs: list[Run]) -> Figure:
 
 
 def branches_figure(runs: list[Run]) -> Figure:
-    """How often each branch of Algorithm 1 was taken: whose image the discriminator called real, a panel a method."""
+    """How often each branch of Algorithm 1 was taken: whose image the discriminator called real, one panel per method."""
     figure, panels = _panels(runs, "share of triplets")
     for run, axes in zip(runs, panels, strict=True):
         _plot(axes, run, "branches", -1, color=BLACK, label="real image called real")
@@ -142,7 +73,7 @@ def branches_figure(runs: list[Run]) -> Figure:
 
 
 def samples_figure(runs: list[Run]) -> Figure:
-    """The paper's Fig. 5: a row a generator, a column a snapshot; a pixel of a sample is a whole number of the figure's."""
+    """The paper's Fig. 5: one row per generator, one column per snapshot; a pixel of a sample is a whole number of the figure's."""
     columns = max(1, *(len(run.snapshots) for run in runs))
     blocks = [block for run in runs for snapshot in run.snapshots.values() for block in snapshot]
     height, width = (max((block.shape[axis] for block in blocks), default=64) for axis in (0, 1))
@@ -193,7 +124,7 @@ def quality_figure(runs: list[Run]) -> Figure:
 
 
 def classes_figure(runs: list[Run]) -> Figure:
-    """The classes that the classifier sees in the samples at each evaluation: a row a generator, one more for all of them."""
+    """The classes that the classifier sees in the samples at each evaluation: one row per generator, one more for all of them."""
     rows = []
     for run in runs:
         evaluations = run.seeds[0].evaluations  # which generator makes which class is another matter for every seed
@@ -228,21 +159,40 @@ def neighbours_figure(runs: list[Run]) -> Figure:
     return figure
 
 
-QUALITY_FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
-    "quality": quality_figure,
-    "classes": classes_figure,
-    "neighbours": neighbours_figure,
-}
+def regularisers_figure(runs: list[Run]) -> Figure:
+    """The value of each regulariser in each epoch, one panel per method that has any."""
+    runs = [run for run in runs if _regularisers(run)]
+    figure, panels = _panels(runs, "value of the regulariser")
+    for run, axes in zip(runs, panels, strict=True):
+        for index, name in enumerate(_regularisers(run)):
+            _plot(axes, run, name, color=_colour(index), label=name.removeprefix("regularisers."))
+    return _with_legend(figure, panels)
+
+
 FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
     "loss": loss_figure,
     "accuracy": accuracy_figure,
     "samples": samples_figure,
     "branches": branches_figure,
 }
+REGULARISER_FIGURES = {"regularisers": regularisers_figure}
+QUALITY_FIGURES = {"quality": quality_figure, "classes": classes_figure, "neighbours": neighbours_figure}
+
+
+def drawn(runs: list[Run]) -> dict[str, Callable[[list[Run]], Figure]]:
+    """The figures that there is something to draw of, by name."""
+    regularised = any(map(_regularisers, runs))
+    evaluated = any(run.evaluations for run in runs)
+    return FIGURES | (REGULARISER_FIGURES if regularised else {}) | (QUALITY_FIGURES if evaluated else {})
+
+
+def _regularisers(run: Run) -> list[str]:
+    """The names of their curves."""
+    return [name for name in run.curves if name.startswith("regularisers.")]
 
 
 def _panels(runs: list[Run], label: str) -> tuple[Figure, list[Axes]]:
-    """A panel a method, in as square a grid as three or more allow, all with the same scales."""
+    """One panel per method, in as square a grid as three or more allow, all with the same scales."""
     columns = len(runs) if len(runs) < 4 else math.ceil(math.sqrt(len(runs)))
     rows = math.ceil(len(runs) / columns)
     figure = Figure(figsize=(1 + 4.5 * columns, 1 + 3.2 * rows), layout="constrained")
@@ -290,43 +240,3 @@ def _with_legend(figure: Figure, panels: list[Axes]) -> Figure:
     columns = int(figure.get_figwidth() / 2.4)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
     return figure
-
-
-def _collect(runs: list[Run]) -> list[str]:
-    """All runs' warnings, each once, with the methods that it concerns."""
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        for text in run.warnings:
-            found.setdefault(text, []).append(run.name)
-    return [f"{', '.join(names)}: {text}" for text, names in found.items()]
-
-
-def _rows(columns: list[dict[str, Any]]) -> list[tuple[str, list[str], bool]]:
-    """Nested dictionaries as a table's rows: dotted name, the value in each column, whether the columns differ."""
-
-    def flat(value: Any, name: str) -> dict[str, str]:
-        if isinstance(value, list):
-            value = dict(enumerate(value, 1)) if dict in map(type, value) else " ".join(map(str, value))
-        if isinstance(value, dict):
-            return {key: text for part, item in value.items() for key, text in flat(item, f"{name}.{part}").items()}
-        return {name[1:]: "–" if value is None else str(value)}
-
-    tables = [flat(column, "") for column in columns]
-    rows = {name: [table.get(name, "–") for table in tables] for table in tables for name in table}
-    return [(name, values, len(set(values)) > 1) for name, values in rows.items()]
-
-
-def _show(value: Any, digits: int = 3) -> str:
-    """A number, or several, as a person reads it, with half its interval; a dash where there is none."""
-    if isinstance(value, list):
-        return ", ".join(_show(item, digits) for item in value) or "–"
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else _with_half(value, digits)
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else _with_half(value, digits, 100) + " %"
-
-
-def _with_half(value: float, digits: int, factor: int = 1) -> str:
-    half = f" ± {factor * value.half:.{digits}f}" if isinstance(value, convergence.Estimate) else ""
-    return f"{factor * value:.{digits}f}{half}"

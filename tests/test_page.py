@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.stats
 from matplotlib.image import imread, imsave
 from PIL import Image
 
-from psgjax import report, results
+from psgjax import figures, page, results
 from psgjax.config import METHODS, Config, Data
 from psgjax.schema import to_json
 
@@ -31,6 +32,8 @@ def metrics(generators, epoch, **changes):
         "pairwise_accuracy": 0.9,
         "held_out_accuracy": 0.75,
         "held_out_pairwise_accuracy": 0.85,
+        "held_out_calibrated_loss": {"discriminator": 0.5, "generators": [1.5, 2.5][:generators]},
+        "held_out_temperature": 0.25,
         "branches": [0.2 / generators] * generators + [0.8],
         "updates": {"discriminator": 0.2, "generators": [0.9] * generators},
     } | changes
@@ -79,7 +82,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("sngan", "psg"):
         leave_run(folder, name)
-    assert report.write(folder) == folder / "report.html"
+    assert page.write(folder) == folder / "report.html"
     return folder
 
 
@@ -108,7 +111,7 @@ class Page(html.parser.HTMLParser):
 def test_all_files_are_there_and_no_other(finished):
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     made = {path for path in left if not path.startswith(("psg/", "sngan/"))}
-    assert made == {"report.html", "summary.json"} | {f"figures/{name}.png" for name in report.FIGURES}
+    assert made == {"report.html", "summary.json"} | {f"figures/{name}.png" for name in figures.FIGURES}
     for name in ("loss", "accuracy", "samples", "branches"):
         image = imread(finished / "figures" / f"{name}.png")
         assert min(image.shape[:2]) > 200
@@ -123,7 +126,12 @@ def test_summary_has_the_figures_of_every_method(finished):
     assert psg["steps_per_second"] == pytest.approx(35)
     assert psg["finished"]
     assert psg["data"]["train_images"] == 4480
-    assert found["comparison"]["accuracy"] == {"verdict": "not reproduced", "psg": 0.8, "sngan": 0.8}
+    assert found["comparison"]["accuracy"] == {
+        "verdict": "not reproduced",
+        "reason": None,
+        "psg": 0.8,
+        "sngan": 0.8,
+    }
     assert found["warnings"] == [f"psg, sngan: {WARNING}"]
 
 
@@ -132,15 +140,22 @@ def test_the_page_shows_what_was_found(finished):
     assert "psg and sngan were trained on MNIST, a subset." in text
     assert "chose the real image out of 3 in 80.0 % of cases, where a guess is right in 33.3 %" in text
     assert "(840 updates in 0.5 minutes)" in text
-    assert "0 reproduced, 1 not reproduced, 2 cannot be said" in text
+    assert "0 reproduced, 1 not reproduced, 2 inconclusive" in text
+    assert "raw 0.067 against 0.017, 300 % larger" in text
+    assert "calibrated 1.500 against 1.000, 50 % larger" in text
+    assert (
+        "1.500 where the discriminator's outputs are divided by their best temperature, 0.250 (normalised: 1.365)"
+        in text
+    )
+    assert "Under the gate (psg) a small loss gap is no sign of balance" in text
     assert "method.spectral_norm differs" in text
     assert "batch_size differs" not in text
     assert text.index(WARNING) < text.index("were trained on")
 
 
 def test_the_page_refers_to_nothing_outside_itself(finished):
-    page = Page(finished / "report.html")
-    for tag, attributes in page.tags:
+    shown = Page(finished / "report.html")
+    for tag, attributes in shown.tags:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
         assert not {"href", "srcset", "action", "data"} & attributes.keys()
         assert not any(name.startswith("on") for name in attributes)
@@ -167,12 +182,12 @@ def test_the_page_can_be_read_aloud(finished):
 
 def test_drawn_again_it_is_the_same(finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    report.write(finished)
+    page.write(finished)
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
 def test_loss_figure_has_equal_scales_and_the_equilibrium(finished):
-    psg, sngan = report.loss_figure(results.load(finished)[0]).axes
+    psg, sngan = figures.loss_figure(results.load(finished)[0]).axes
     assert psg.get_ylim() == sngan.get_ylim()
     assert [text.get_text() for text in psg.texts] == ["both 1.10"]
     assert [text.get_text() for text in sngan.texts] == ["D 1.39", "G 0.69"]
@@ -184,7 +199,7 @@ def test_loss_figure_has_equal_scales_and_the_equilibrium(finished):
 
 
 def test_accuracy_figure_has_the_two_levels_of_chance(finished):
-    (axes,) = report.accuracy_figure(results.load(finished)[0]).axes
+    (axes,) = figures.accuracy_figure(results.load(finished)[0]).axes
     assert {text.get_text(): text.get_position()[1] for text in axes.texts} == {
         "chance 1/3": 1 / 3,
         "chance 1/2": 1 / 2,
@@ -195,7 +210,7 @@ def test_accuracy_figure_has_the_two_levels_of_chance(finished):
 
 
 def test_samples_figure_has_a_row_a_generator_and_six_moments(finished):
-    axes = report.samples_figure(results.load(finished)[0]).axes
+    axes = figures.samples_figure(results.load(finished)[0]).axes
     assert len(axes) == 3 * 6
     assert [panel.get_title() for panel in axes[:6]] == [f"epoch {epoch}" for epoch in (0, 1, 2, 5, 8, 12)]
     images = [panel.images[0] for panel in axes]
@@ -211,7 +226,7 @@ def test_samples_figure_has_a_row_a_generator_and_six_moments(finished):
 def test_all_nine_methods_fit(tmp_path):
     for name in METHODS:
         leave_run(tmp_path, name, snapshots=(0,))
-    report.write(tmp_path)
+    page.write(tmp_path)
     assert list(summary(tmp_path)["methods"]) == list(METHODS)
 
 
@@ -220,7 +235,7 @@ def test_a_run_of_no_or_one_epoch(tmp_path, epochs):
     run = leave_run(tmp_path, epochs=epochs, snapshots=(0,))
     if not epochs:
         (run / "metrics.jsonl").unlink()
-    report.write(tmp_path)
+    page.write(tmp_path)
     warnings = summary(tmp_path)["warnings"]
     assert f"psg: the run is unfinished: {70 * epochs} of 840 steps." in warnings
     assert ("psg: metrics.jsonl is missing or empty: nothing was measured." in warnings) == (not epochs)
@@ -237,7 +252,7 @@ def test_a_run_that_lost_files_or_was_cut_off_while_writing(tmp_path):
         file.write('{"epoch": 13, "st')
     (tmp_path / "gan").mkdir()
     (tmp_path / "gan" / "config.json").write_text("{")
-    report.write(tmp_path)
+    page.write(tmp_path)
     found = summary(tmp_path)
     assert found["methods"]["psg"]["epochs"] == 12
     assert found["methods"]["psg"]["data"] is None
@@ -256,9 +271,55 @@ def test_a_run_that_diverged(tmp_path):
     values = {"loss": {"discriminator": float("nan"), "generators": [float("inf"), 1.0]}, "held_out_accuracy": None}
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(metrics(2, epoch, **values)) + "\n" for epoch in (13, 14))
-    report.write(tmp_path)
+    page.write(tmp_path)
     assert summary(tmp_path)["methods"]["psg"]["loss"] == {"discriminator": None, "generators": [None, 1.0]}
     assert "psg: the losses are not finite at the end: training diverged." in summary(tmp_path)["warnings"]
+
+
+@pytest.mark.parametrize("lines", [0, 5])
+def test_a_run_that_diverged_is_said_to_have_diverged_at_its_step_and_not_to_be_unfinished(tmp_path, lines):
+    run = leave_run(tmp_path, epochs=lines)
+    leave_run(tmp_path, "sngan")
+    record = {"divergence": json.dumps({"report": {"step": 371}})}
+    safetensors.numpy.save_file({"x": np.zeros(1)}, run / "diverged.safetensors", record)
+    page.write(tmp_path)
+    found = summary(tmp_path)
+    (said,) = [warning for warning in found["warnings"] if "step" in warning]
+    assert said == "psg: training diverged at step 371 of 840; diverged.safetensors holds that update."
+    assert [found["methods"][name]["diverged"] for name in ("psg", "sngan")] == [371, None]
+    assert found["comparison"]["loss_gap"]["reason"] == "not every run is finished"
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "unfinished" not in text.replace("Unfinished runs", "")
+    assert text.count("diverged at step 371") == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"{"])
+def test_a_damaged_diverged_safetensors_leaves_a_run_unfinished(tmp_path, content):
+    (leave_run(tmp_path, epochs=5) / "diverged.safetensors").write_bytes(content)
+    page.write(tmp_path)
+    assert "psg: the run is unfinished: 350 of 840 steps." in summary(tmp_path)["warnings"]
+
+
+def test_of_several_seeds_one_that_diverged_is_named(tmp_path):
+    for seed in (0, 1):
+        run = leave_run(tmp_path, epochs=5, seed=seed)
+    record = {"divergence": json.dumps({"report": {"step": 371}})}
+    safetensors.numpy.save_file({"x": np.zeros(1)}, run / "diverged.safetensors", record)
+    page.write(tmp_path)
+    assert summary(tmp_path)["methods"]["psg"]["diverged"] == 371
+    assert any(warning.startswith("psg: seed 1: training diverged") for warning in summary(tmp_path)["warnings"])
+    assert "psg: seed 0: the run is unfinished: 350 of 840 steps." in summary(tmp_path)["warnings"]
+
+
+def test_regularisers_are_drawn_and_listed(tmp_path):
+    leave_run(tmp_path, regularisers={"r1": 0.25, "r2": 0.5})
+    leave_run(tmp_path, "sngan")
+    page.write(tmp_path)
+    (axes,) = figures.regularisers_figure(results.load(tmp_path)[0]).axes
+    assert [(line.get_label(), line.get_ydata()[-1]) for line in axes.lines] == [("r1", 0.25), ("r2", 0.5)]
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "Regulariser r10.250–" in text
+    assert (tmp_path / "figures" / "regularisers.png").is_file()
 
 
 def test_a_run_that_ends_within_an_epoch_and_was_resumed(tmp_path):
@@ -268,7 +329,7 @@ def test_a_run_that_ends_within_an_epoch_and_was_resumed(tmp_path):
         file.write(json.dumps(metrics(2, 12.2857) | {"step": 860}))
     environment = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps(environment | {"resumed": [{"started": "in March"}]}))
-    report.write(tmp_path)
+    page.write(tmp_path)
     assert summary(tmp_path)["methods"]["psg"]["finished"]
     text = Page(tmp_path / "report.html").text
     assert "after 12.3 epochs" in text
@@ -306,20 +367,20 @@ def test_hostile_text_stays_text(tmp_path):
     (run / "samples" / f"epoch-{attack}.png").write_bytes(b"")
     (tmp_path / f"other{attack}").mkdir()
     (tmp_path / f"other{attack}" / "config.json").write_text(json.dumps({attack: attack}))
-    report.write(tmp_path)
-    page = Page(tmp_path / "report.html")
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert attack + " $x_{" in page.text
-    assert page.text.count(attack) > 20
-    assert sum(attack in attributes["alt"] for tag, attributes in page.tags if tag == "img") >= 4
+    page.write(tmp_path)
+    shown = Page(tmp_path / "report.html")
+    assert "script" not in {tag for tag, _ in shown.tags}
+    assert not any(name.startswith("on") for _, attributes in shown.tags for name in attributes)
+    assert attack + " $x_{" in shown.text
+    assert shown.text.count(attack) > 20
+    assert sum(attack in attributes["alt"] for tag, attributes in shown.tags if tag == "img") >= 4
 
 
 def test_a_picture_that_is_too_large_is_not_decoded(tmp_path):
     run = leave_run(tmp_path, snapshots=(0,))
     for name in ("samples/epoch-0000.png", "neighbours.png"):
         Image.new("L", (5000, 5000)).save(run / name)
-    report.write(tmp_path)
+    page.write(tmp_path)
     warnings = summary(tmp_path)["warnings"]
     assert "psg: samples/epoch-0000.png is damaged or too large." in warnings
     assert "psg: neighbours.png is damaged or too large." in warnings
@@ -331,13 +392,13 @@ def test_an_environment_that_is_no_object_is_damaged(content, tmp_path):
     (run / "env.json").write_text(content)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b"\xff\n" + b"[" * 100_000 + b"\n")
-    report.write(tmp_path)
+    page.write(tmp_path)
     assert "psg: env.json is missing or damaged: data and machine are unknown." in summary(tmp_path)["warnings"]
 
 
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        report.write(tmp_path)
+        page.write(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -350,7 +411,7 @@ def seeds(tmp_path_factory):
     for name in ("sngan", "psg"):
         for seed, accuracy in zip((0, 2, 10), ACCURACIES, strict=True):
             leave_run(folder, name, seed=seed, snapshots=(seed,), accuracy=accuracy)
-    report.write(folder)
+    page.write(folder)
     return folder
 
 
@@ -374,12 +435,12 @@ def test_seeds_are_one_method_with_means_and_intervals(seeds):
 
 def test_curves_of_seeds_have_bands_and_pictures_are_the_first_seeds(seeds):
     runs, _ = results.load(seeds)
-    (axes,) = report.accuracy_figure(runs).axes
+    (axes,) = figures.accuracy_figure(runs).axes
     assert axes.lines[0].get_ydata() == pytest.approx([0.78] * 12)
     corners = axes.collections[0].get_paths()[0].vertices
     half = summary(seeds)["methods"]["psg"]["intervals"]["accuracy"]
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((0.78 - half, 0.78 + half))
-    assert [panel.get_title() for panel in report.samples_figure(runs).axes[:1]] == ["epoch 0"]
+    assert [panel.get_title() for panel in figures.samples_figure(runs).axes[:1]] == ["epoch 0"]
 
 
 def test_seeds_that_got_less_far_or_cannot_be_read(tmp_path):
@@ -387,7 +448,7 @@ def test_seeds_that_got_less_far_or_cannot_be_read(tmp_path):
         leave_run(tmp_path, seed=seed, epochs=epochs)
     (tmp_path / "psg/seed-2").mkdir()
     (tmp_path / "psg/seed-2/config.json").write_text("{")
-    report.write(tmp_path)
+    page.write(tmp_path)
     found = summary(tmp_path)
     assert not found["methods"]["psg"]["finished"]
     assert "psg: seed 1: the run is unfinished: 770 of 840 steps." in found["warnings"]

@@ -1,0 +1,58 @@
+"""Means over seeds and their 95 % intervals, of numbers, of curves and of whole summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+
+
+def half_width(values: NDArray[np.float64]) -> Any:
+    """Half the 95 % interval of the mean over seeds, by Student's t: [S, ...] -> [...]. For one seed 0: it has no interval."""
+    if len(values) == 1:
+        return np.zeros(values.shape[1:])
+    return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values)
+
+
+class Estimate(float):
+    """A mean over seeds that knows half the width of its 95 % interval."""
+
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate that one value per seed gives."""
+        mean = cls(np.mean(values))
+        mean.half = float(half_width(np.asarray(values, np.float64)))
+        return mean
+
+
+def combine(trees: Sequence[Any]) -> Any:
+    """One tree for all seeds from each one's, such as `convergence.summarise` gives: an `Estimate` for each number that differs.
+
+    What is the same for all stays as it is. What some seeds do not have is None: a mean is over all seeds, or there is none.
+    """
+    first = trees[0]
+    if all(tree == first for tree in trees):
+        return first
+    if all(isinstance(tree, dict) for tree in trees):
+        return {key: combine([tree.get(key) for tree in trees]) for key in first}
+    if all(isinstance(tree, list) and len(tree) == len(first) for tree in trees):
+        return [combine(items) for items in zip(*trees, strict=True)]
+    if all(isinstance(tree, int | float) for tree in trees):
+        return all(trees) if isinstance(first, bool) else Estimate.of(trees)
+    return None
+
+
+def half_widths(tree: Any) -> Any:
+    """What `combine` gave, as JSON has it, with half its interval in place of each mean and None in place of all else."""
+    if isinstance(tree, dict):
+        return {key: half_widths(item) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [half_widths(item) for item in tree]
+    return tree.half if isinstance(tree, Estimate) else None
