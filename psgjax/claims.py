@@ -71,7 +71,7 @@ def compare(psg: Sequence[dict[str, Any]], sngan: Sequence[dict[str, Any]]) -> d
 
 def _gap(gaps: dict[str, tuple[Curve, Curve]], reductions: dict[str, float | None]) -> tuple[bool | None, str]:
     if missing := [GAPS[key] for key, less in reductions.items() if less is None]:
-        return None, f"not measured, or zero for sngan: {', '.join(missing)}"
+        return None, f"no value, or zero for sngan: {', '.join(missing)}"
     answers = {GAPS[key]: _met((1 - ACCEPTED_REDUCTION) * theirs - ours) for key, (ours, theirs) in gaps.items()}
     if len(set(answers.values())) == 1 and None not in answers.values():
         return answers["raw"], ""

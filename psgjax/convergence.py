@@ -20,6 +20,11 @@ Curve = NDArray[np.float64]
 
 FINAL_SHARE = 0.10  # a final value is the mean over the last tenth of the epochs
 
+# Of calibrated losses. A D that makes no mistake on the held-out images has no best temperature: the sharper, the smaller its loss,
+# and what the generators lose says where the search for it ended. One mistake in 2,000 tuples costs log 2 / 2,000 or more.
+TEMPERATURES = (1e-3, 1e3)  # where `objectives.calibrated` seeks the best
+LEAST_CALIBRATED = 1e-4
+
 # When a curve has settled.
 LEAST_EPOCHS = 10  # fewer epochs say nothing about convergence
 SMOOTH_SHARE, LEAST_WINDOW = 0.08, 5  # the running median's window: 8 % of the epochs, at least five
@@ -137,7 +142,8 @@ def curves(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
     """The lines of metrics.jsonl as arrays, [E] each.
 
     Except generators, calibrated_generators, generator_updates [K, E] and branches [K + 1, E]. A regulariser r1 is called
-    regularisers.r1. What is null, not finite or missing in a line is NaN here.
+    regularisers.r1. What is null, not finite or missing in a line is NaN here, and so are calibrated losses where no temperature
+    is best.
     """
 
     def rows(count: int, *keys: str) -> Curve:
@@ -153,11 +159,15 @@ def curves(method: Method, lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
 
     many, added = method.generators, {name for line in lines for name in line.get("regularisers") or {}}
     accuracies = ("accuracy", "pairwise_accuracy", "held_out_accuracy", "held_out_pairwise_accuracy")
-    return {name: rows(1, name)[0] for name in ("epoch", "step", "seconds", "held_out_temperature", *accuracies)} | {
+    temperature, lost = rows(1, "held_out_temperature")[0], rows(1, "held_out_calibrated_loss", "discriminator")[0]
+    least, most = TEMPERATURES
+    best = (temperature > 1.01 * least) & (temperature < 0.99 * most) & (lost > LEAST_CALIBRATED)
+    return {name: rows(1, name)[0] for name in ("epoch", "step", "seconds", *accuracies)} | {
         "discriminator": rows(1, "loss", "discriminator")[0],
         "generators": rows(many, "loss", "generators"),
-        "calibrated_discriminator": rows(1, "held_out_calibrated_loss", "discriminator")[0],
-        "calibrated_generators": rows(many, "held_out_calibrated_loss", "generators"),
+        "held_out_temperature": np.where(best, temperature, np.nan),
+        "calibrated_discriminator": np.where(best, lost, np.nan),
+        "calibrated_generators": np.where(best, rows(many, "held_out_calibrated_loss", "generators"), np.nan),
         "discriminator_updates": rows(1, "updates", "discriminator")[0],
         "generator_updates": rows(many, "updates", "generators"),
         "branches": rows(many + 1, "branches"),

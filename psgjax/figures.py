@@ -210,11 +210,11 @@ def _plot(axes: Axes, run: Run, name: str, index: int | None = None, **style: An
     curve, half = (curves[name] if index is None else curves[name][index] for curves in (run.curves, run.bands))
     style = {"marker": "o" if len(run.lines) == 1 else None, "linewidth": 1.5} | style
     _plot_with_band(axes, run.curves["epoch"], curve, half, **style)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def _plot_with_band(axes: Axes, epochs: Any, curve: Any, half: Any, **style: Any) -> None:
     axes.plot(epochs, curve, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     if np.any(half):
         axes.fill_between(epochs, curve - half, curve + half, color=style["color"], alpha=0.2, linewidth=0)
 

@@ -238,6 +238,13 @@ def test_lines_without_calibrated_losses_have_no_such_gap(changes):
     assert summary["calibrated_loss"] == {"discriminator": None, "generators": [None, None]}
 
 
+@pytest.mark.parametrize(("temperature", "lost"), [(0.001, 0.0036), (0.005691, 0.0), (1000.0, 0.7)])
+def test_where_no_temperature_is_best_nothing_is_calibrated(temperature, lost):
+    last = {"held_out_calibrated_loss": {"discriminator": lost, "generators": [700.0, 900.0]}}
+    summary = convergence.summarise(METHODS["psg"], [line(1, **last, held_out_temperature=temperature)])
+    assert summary["calibrated_loss_gap"] is summary["held_out_temperature"] is None
+
+
 def test_regularisers_are_curves_and_have_final_values():
     lines = [line(epoch, regularisers={"r1": 1 / epoch, "r2": 2.0}) for epoch in range(1, 11)]
     assert convergence.curves(METHODS["psg"], lines)["regularisers.r1"].tolist() == [1 / n for n in range(1, 11)]
