@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from psgjax import schema
+from psgjax.networks import table
 from psgjax.schema import ConfigError as ConfigError
 
 Source = Literal["auto", "tfds", "idx", "packaged"]
@@ -162,21 +163,19 @@ def named_method(name: str) -> Method:
 
 @dataclass(frozen=True)
 class Network:
-    """Which generator and discriminator are trained, and how large they are (`networks.py`)."""
+    """Which generator and discriminator are trained, and how large they are (`networks/`)."""
 
     name: Annotated[
-        Literal["dcgan28", "sngan32", "infogan28", "mlp"],
-        Doc(
-            "Layers: dcgan28 (28x28, the reference), sngan32 (images padded to 32x32), infogan28, or mlp (points in the plane)."
-        ),
-    ] = "dcgan28"
+        str, Doc("Layers: " + "; ".join(f"{name}, {known.doc}" for name, known in table.NETWORKS.items()) + ".")
+    ] = "dcgan"
     width: Annotated[
         int, Doc("Channels of the layer next to the image (mlp: of every hidden layer); deeper layers have multiples.")
     ] = 64
     latent_size: Annotated[int, Doc("Length of the latent vector z, drawn from a standard normal distribution.")] = 100
 
     def __post_init__(self) -> None:
-        """Refuse sizes below one."""
+        """Refuse unknown names and sizes below one; names of earlier versions become those of this one."""
+        object.__setattr__(self, "name", table.find(self.name))
         for name in ("width", "latent_size"):
             schema.check(
                 getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1"

@@ -210,7 +210,7 @@ def _up_cpu(features: jax.Array, kernel: jax.Array, *, stride: int, size: int) -
         return multiply(features, kernel)
     mixing = filtering.mixing(features.shape[1], stride, size, features.dtype)
     parts = map(multiply, filtering.tiles(mixing.features, features, 1), filtering.at_points(mixing.kernel, kernel, 0))
-    return filtering.from_tiles(mixing.images, parts, len(features))
+    return filtering.from_tiles(mixing.images, parts, features.shape[0])
 
 
 @partial(jax.jit, static_argnames=("stride", "size"))

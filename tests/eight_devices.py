@@ -26,7 +26,7 @@ from psgjax.config import METHODS, Mesh, Network
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 IMAGES = np.random.default_rng(0).integers(0, 256, (83, *SHAPE), dtype=np.uint8)  # 83: no mesh divides it
-IMAGE, POINTS = Network("dcgan28", 4, 6), Network("mlp", 8, 6)
+IMAGE, POINTS = Network("dcgan", 4, 6), Network("mlp", 8, 6)
 
 
 @jax.jit
@@ -104,7 +104,7 @@ def predicted(config, mesh):
         together = simultaneous and split == "data"  # both sides' gradients, along one axis and at one time
         expected["all-reduce", "data"] += 0 if together else 1
         in_turn = config.method.generators // mesh.shape["generator"]
-        expected["all-reduce", "data"] += in_turn * (2 * passes + 2) if config.network.name == "dcgan28" else 0
+        expected["all-reduce", "data"] += in_turn * (2 * passes + 2) if config.network.name == "dcgan" else 0
         expected["reduce-scatter", "data"] += 1
     return expected
 

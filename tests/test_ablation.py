@@ -189,7 +189,7 @@ def test_on_images_a_stop_keeps_what_is_done_and_a_divergence_is_a_result(images
         (["--seeds", "0"], "seeds is 0"),
         (["--epochs", "3"], "--epochs 3 with --task mixture"),
         (["--task", "mnist", "--epochs", "3"], "are both given"),
-        (["--network.name", "dcgan28"], "network.name dcgan28"),
+        (["--network.name", "dcgan28"], "network.name dcgan "),
         (["--batch-size", "1001"], "batch_size 1001"),
         (["--steps", "0"], "steps is 0"),
         (["--out", "file"], "is a file"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from psgjax import channels, networks
+from psgjax import channels
+from psgjax.networks.layers import BatchNorm
 
 SHAPES = [(3, 5), (16, 2, 2, 3), (6, 7, 7, 4), (1, 8), (128, 6)]
 
@@ -68,7 +69,7 @@ def test_a_products_gradients_are_autodiffs_and_the_kernels_is_not_transposed():
 def test_batch_norm_is_flaxs_with_gradients_and_statistics(shape):
     with jax.enable_x64(True):
         x, slopes = normal(*shape) * 3 + 1, normal(*shape, seed=1)
-        ours, theirs = networks.BatchNorm(), nn.BatchNorm(momentum=0.9, dtype=jnp.float64, param_dtype=jnp.float64)
+        ours, theirs = BatchNorm(), nn.BatchNorm(momentum=0.9, dtype=jnp.float64, param_dtype=jnp.float64)
         variables = ours.init(jax.random.key(0), x, True)
         assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), x, True))
         variables = jax.tree.map(lambda leaf: leaf + abs(normal(*leaf.shape, seed=3)), variables)

@@ -156,7 +156,7 @@ def test_the_same_command_gives_the_same_figures():
         (["--seed", str(2**32 - 1)], "last seed is 4294967296"),
         (["--data-seed", "-1"], "data_seed is -1"),
         (["--batch-size", "2000"], "batch_size 2000"),
-        (["--network.name", "dcgan28"], "network.name dcgan28"),
+        (["--network.name", "dcgan28"], "network.name dcgan "),
         (["--method.generators", "1"], "method.generators 1 with method.loss mad-gan"),
         (["--out", "file"], "is a file"),
         (["--out", "full"], "holds no results.json"),

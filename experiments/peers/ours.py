@@ -14,9 +14,10 @@ import numpy as np
 from flax import linen as nn
 
 from experiments import peers
-from psgjax import conv, environment, filtering, networks, step
+from psgjax import conv, environment, filtering, step
 from psgjax import state as states
 from psgjax.config import Config, Network, named_method
+from psgjax.networks.layers import Down, Up
 
 _MATMUL_SECONDS = 0.15
 
@@ -93,7 +94,7 @@ def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
     def record(call: Callable, arguments: tuple, keywords: dict, context: Any) -> Any:
         outputs = call(*arguments, **keywords)
         module = context.module
-        if isinstance(module, nn.Dense | networks.Down | networks.Up) and context.method_name == "__call__":
+        if isinstance(module, nn.Dense | Down | Up) and context.method_name == "__call__":
             shapes = (arguments[0].shape[1:], outputs.shape[1:], module.variables["params"]["kernel"].shape)
             found.append(Layer(module.name or "", type(module).__name__, *shapes, getattr(module, "stride", 1)))
         return outputs

@@ -23,8 +23,9 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from psgjax import conv, networks, step
+from psgjax import conv, step
 from psgjax.config import ConfigError
+from psgjax.networks.dcgan import ConvDiscriminator
 from psgjax.tracking import write_atomically
 
 Tree = Any
@@ -193,14 +194,12 @@ def check_labelled(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     return images, labels.astype(np.int32)
 
 
-def module(classes: int) -> networks.ConvDiscriminator:
+def module(classes: int) -> ConvDiscriminator:
     """The network of every classifier of so many classes, whatever the shape of its images."""
-    return networks.ConvDiscriminator(_LAYERS, (FEATURES,), _SLOPE, classes)
+    return ConvDiscriminator(_LAYERS, (FEATURES,), _SLOPE, classes)
 
 
-def features_and_logits(
-    module: networks.ConvDiscriminator, params: Tree, images: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def features_and_logits(module: ConvDiscriminator, params: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Images uint8 [B, H, W, C] to penultimate features [B, 64] and logits [B, classes]."""
     features = step.scale(images)
     with jax.default_matmul_precision("float32"):
