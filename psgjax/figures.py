@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from psgjax import convergence
 from psgjax.results import Run
 
-# Okabe and Ito's palette, told apart with any colour vision; yellow last, being the weakest on white. Black is D's.
+# Okabe and Ito's palette, distinct for every kind of colour vision; yellow last, being the weakest on white. Black is D's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 BLACK, GREY = "#000000", "#666666"
 DOTS_PER_INCH = 150

@@ -307,6 +307,9 @@ def test_of_several_seeds_one_that_diverged_is_named(tmp_path):
     safetensors.numpy.save_file({"x": np.zeros(1)}, run / "diverged.safetensors", record)
     page.write(tmp_path)
     assert summary(tmp_path)["methods"]["psg"]["diverged"] == 371
+    assert "psg, of which a seed diverged at step 371; after 5 epochs" in " ".join(
+        Page(tmp_path / "report.html").text.split()
+    )
     assert any(warning.startswith("psg: seed 1: training diverged") for warning in summary(tmp_path)["warnings"])
     assert "psg: seed 0: the run is unfinished: 350 of 840 steps." in summary(tmp_path)["warnings"]
 
