@@ -17,7 +17,7 @@ from rich.console import Console
 from psgjax.config import Config
 from psgjax.data import Dataset
 from psgjax.evaluation.fitting import for_data
-from psgjax.evaluation.score import Reference, Scores, beside_nearest, reference, score
+from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
 from psgjax.inference import make_artist, make_grid, make_judge
 from psgjax.runfolder import RunFolder
 from psgjax.shell import tell
@@ -56,7 +56,8 @@ class Observer:
         """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained."""
         if self.config.evaluation_epochs:
             classifier = for_data(self.data, tell(console))
-            self.real = self.worker.submit(reference, self.data.held_out_images, self.data.images, classifier)
+            images = (self.data.held_out_images, self.data.images)
+            self.real = self.worker.submit(reference, *images, classifier, described(self.data))
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:
         """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""

@@ -16,8 +16,9 @@ import safetensors
 
 from psgjax import convergence, intervals
 from psgjax.config import METHODS, Config, ConfigError
+from psgjax.pictures import read_picture
 from psgjax.schema import from_json
-from psgjax.tracking import read_lines, read_picture
+from psgjax.tracking import read_lines
 
 _SNAPSHOTS = 6  # of the samples over time
 
@@ -112,7 +113,7 @@ def _load_one(folder: Path, name: str, config: Config) -> Run:
             blocks = np.array_split(read_picture(path) / 255, config.method.generators)
             # As many columns as rows: fewer images, each large enough to recognise.
             snapshots[int(path.stem.removeprefix("epoch-"))] = [block[:, : len(block)] for block in blocks]
-        except ValueError:
+        except (ConfigError, ValueError):
             warnings.append(f"samples/{path.name} is damaged or too large.")
     if not snapshots:
         warnings.append("no samples were saved.")
@@ -140,7 +141,7 @@ def _load_one(folder: Path, name: str, config: Config) -> Run:
     if (folder / "neighbours.png").is_file():
         try:
             neighbours = read_picture(folder / "neighbours.png") / 255
-        except ValueError:
+        except ConfigError:
             warnings.append("neighbours.png is damaged or too large.")
     return Run(name, [], config, environment, lines, curves, {}, summary, evaluations, neighbours, snapshots, warnings)
 

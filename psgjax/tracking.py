@@ -6,7 +6,6 @@ import io
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -23,14 +22,6 @@ from psgjax.config import ConfigError
 from psgjax.shell import one_line, tell
 
 Line = dict[str, Any]
-
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "WEBP",
-)  # of those that Pillow reads, some start other programs (EPS) or are seldom tested
-_MOST_PIXELS = 2**24  # a file that claims more is not decoded
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -130,23 +121,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     content = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, format="PNG")
     write_atomically(path, content.getvalue())
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A PNG, JPEG, BMP or WebP file of anybody's as uint8 [H, W] or [H, W, 3].
-
-    Raises:
-        ValueError: If it is none, damaged, or of more than 2^24 pixels, which are not decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's of size comes later than this limit
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ValueError(f"it is {image.width}x{image.height}; at most {_MOST_PIXELS:,} pixels are read")
-                return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
-    except Exception as error:  # a damaged file makes Pillow raise one of a dozen types
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
 
 class ProgressDisplay:

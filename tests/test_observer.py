@@ -30,7 +30,7 @@ def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monke
     assert {key: found[key] for key in lines[-1]["evaluation"]} == lines[-1]["evaluation"]
     capsys.readouterr()
     assert command.main(["runs/mnist/psg", "--samples", "1"]) == 2
-    assert "samples is 1; it must be at least one a generator" in capsys.readouterr().err
+    assert "samples is 1; it must be at least 12, of 2 generators" in capsys.readouterr().err
     best = min((line for line in lines if "evaluation" in line), key=lambda line: line["evaluation"]["fcd"])
     assert (tmp_path / "runs/mnist/psg/best" / str(best["step"])).is_dir()
     assert (tmp_path / "runs/mnist/figures/quality.png").is_file()

@@ -1,41 +1,54 @@
 """Score images, from this package or any other, against real ones.
 
 python -m psgjax.evaluation runs/mnist/psg                        # the last checkpoint of a run, against its held-out images
+python -m psgjax.evaluation runs/mnist/psg/best                   # its best one
 python -m psgjax.evaluation digits.npz --reference mnist-test     # an array of images, .npz or .npy
-python -m psgjax.evaluation folder/ --reference real.npz          # a folder of image files
+python -m psgjax.evaluation folder/ --reference real.npz --classifier mnist    # a folder of image files
 
-Arrays are uint8, or float in [-1, 1]: [n, H, W], [n, H, W, C], or [K, n, H, W, C] of K generators. docs/evaluation.md explains
-the numbers.
+Arrays are [n, H, W], [n, H, W, C], [n, C, H, W], or the latter two after a K of generators, and what is black and white in them
+is certain or given with --range. docs/evaluation.md states what is certain, and explains the numbers.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 from typing_extensions import Doc
 
 from psgjax import data as datasets
-from psgjax import environment, sampling
-from psgjax.config import ConfigError, Data
-from psgjax.data import Dataset
+from psgjax import environment, pictures, sampling
+from psgjax.config import Config, ConfigError, Data
+from psgjax.data import DataError, Dataset
 from psgjax.evaluation import classifier as classifiers
-from psgjax.evaluation.score import STAGES, Reference, Scores, reference, reference_of, score
-from psgjax.schema import check_seed
+from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, reference, reference_of, score
+from psgjax.evaluation.table import show
+from psgjax.pictures import RangeName
+from psgjax.schema import check_seed, override
 from psgjax.shell import check_output, run_command, tell, terminal
-from psgjax.tracking import read_picture, to_pixels, write_atomically
+from psgjax.tracking import write_atomically
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_MOST_BYTES = 2**31  # of an array, unpacked: a small .npz can hold a terabyte
+_TEST_SETS: dict[str, Literal["mnist", "fashion_mnist"]] = {
+    "mnist-test": "mnist",
+    "fashion-mnist-test": "fashion_mnist",
+}
+_BY_NAME = (*_TEST_SETS, "packaged")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the images of a published data set, or of a run's own, lie now."""
+
+    source: Annotated[Literal["idx", "tfds"] | None, Doc("As in training; what is found if not given.")] = None
+    dir: Annotated[Path | None, Doc("Folder of the four IDX files; with tfds: files already downloaded.")] = None
 
 
 @dataclass(frozen=True)
@@ -43,165 +56,199 @@ class Options:
     """Score generated images against real ones: one table, and JSON on request."""
 
     images: Annotated[
-        tyro.conf.Positional[Path], Doc("The folder of a run, a .npz or .npy file, or a folder of image files.")
+        tyro.conf.Positional[Path],
+        Doc("The folder of a run, or best/ in it; a .npz or .npy file; or a folder of image files."),
     ]
     reference: Annotated[
-        str | None, Doc("mnist-test, or a .npz or .npy file of real images; a run's own held-out images if not given.")
+        str | None,
+        Doc(
+            "What they are compared with: mnist-test or fashion-mnist-test, the published test images; packaged, the 500 "
+            "held-out images of the packaged MNIST; or a .npz or .npy file, or a folder, of real images. Of a run its own "
+            "held-out images if not given."
+        ),
+    ] = None
+    classifier: Annotated[
+        Literal["mnist"] | None,
+        Doc(
+            "Compare with a file or folder by the features of the classifier of MNIST's digits: these are digits, too."
+        ),
+    ] = None
+    range: Annotated[RangeName | None, Doc("Black and white in the array of images, where that is not certain.")] = None
+    reference_range: Annotated[RangeName | None, Doc("The same of the array that --reference names.")] = None
+    checkpoint: Annotated[
+        str | None, Doc("Of a run: last, or best (the least FCD while it trained); last if not given.")
     ] = None
     samples: Annotated[
         int | None,
         Doc("Images to draw from a run, of all generators together; as many as its training did if not given."),
     ] = None
-    seed: Annotated[int, Doc("Of the latents that a run's images are drawn from; training used 0.")] = 0
+    seed: Annotated[int | None, Doc("Of the latents that a run's images are drawn from; 0 if not given.")] = None
     json: Annotated[Path | None, Doc("File to write the numbers to.")] = None
-    data: Data = field(default_factory=Data)
+    data: Place = field(default_factory=Place)
 
 
-def read_images(path: Path) -> np.ndarray:
+def read_images(
+    path: Path, given: RangeName | None, option: str, note: Callable[[str], None] = lambda text: None
+) -> np.ndarray:
     """Images [K, n, H, W, C] uint8 from a .npz or .npy file, or a folder of image files (K = 1).
 
     Raises:
-        ConfigError: If there are none, or they are not what this module's first lines say.
+        ConfigError: If there are none, they cannot be read for certain (`pictures`), or a range is given to files that have one.
     """
     if path.is_dir():
-        array = _read_folder(path)
-    elif path.suffix in (".npz", ".npy"):
-        array = _read_array(path)
-    else:
-        raise ConfigError(f"{path} is not a run's folder, a folder of image files, or a .npz or .npy file.")
-    if array.ndim not in (3, 4, 5) or not array.size:
-        raise ConfigError(
-            f"{path} holds an array {list(array.shape)}; it must be [n, H, W], [n, H, W, C] or [K, n, H, W, C]."
-        )
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim == 4:
-        array = array[None]
-    if array.dtype == np.uint8:
-        return array
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ConfigError(f"{path} holds {array.dtype}; images must be uint8, 0 to 255, or float from -1 to 1.")
-    if not np.isfinite(array).all():
-        raise ConfigError(f"{path} holds NaN or infinity: the generator diverged, or the file is damaged.")
-    if array.min() < -1 or array.max() > 1 or array.min() >= 0:
-        raise ConfigError(
-            f"{path} holds floats from {array.min():.4g} to {array.max():.4g}; they must lie in [-1, 1] (black is -1): "
-            "scale them, or save uint8, 0 to 255."
-        )
-    return to_pixels(array)
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        _check_size(path, path.stat().st_size)
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                sizes = {item.filename.removesuffix(".npy"): item.file_size for item in loaded.zip.infolist()}
-                if "images" not in sizes and len(sizes) != 1:
-                    raise ConfigError(
-                        f"{path} holds the arrays {', '.join(sizes) or 'none'}; it must hold one, or one called images."
-                    )
-                name = "images" if "images" in sizes else next(iter(sizes))
-                _check_size(path, sizes[name])
-                loaded = loaded[name]
-        if not isinstance(loaded, np.ndarray):
-            raise ValueError("it holds something else")
-        return loaded
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}.") from None
-    except ConfigError:
-        raise
-    except Exception as error:  # a damaged or hostile file makes numpy and zipfile raise one of a dozen types
-        raise ConfigError(f"{path} cannot be read as an array of images: {error}") from None
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > _MOST_BYTES:
-        raise ConfigError(
-            f"{path} unpacks to {size:,} bytes; at most {_MOST_BYTES:,} are read: give fewer images, or uint8."
-        )
-
-
-def _read_folder(folder: Path) -> np.ndarray:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not paths:
-        raise ConfigError(f"{folder} holds no run (no config.json) and no image files ({', '.join(_SUFFIXES)}).")
-    images: list[np.ndarray] = []
-    for path in paths:
-        try:
-            images.append(read_picture(path))
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if images[-1].shape != images[0].shape:
+        if given:
             raise ConfigError(
-                f"{path} is {list(images[-1].shape)} and {paths[0].name} {list(images[0].shape)}; all must have one size and kind."
+                f"{option} {given}: {path} is a folder of image files, which say themselves what is white."
             )
-        _check_size(folder, len(paths) * images[0].nbytes)
-    return np.stack(images)
+        return pictures.grey(pictures.read_folder(path, note))[None]
+    if path.suffix not in (".npz", ".npy"):
+        raise ConfigError(f"{path} is not a run's folder, a folder of image files, or a .npz or .npy file.")
+    return pictures.to_images(pictures.read_array(path), str(path), given, option)
 
 
 def evaluate(options: Options, console: Console) -> Scores:
-    """The scores that the options ask for.
+    """The scores that the options ask for, with `notes`: what was said of the images read.
 
     Raises:
-        ConfigError: If images or reference are missing, unreadable, or do not go together.
+        ConfigError: If images or reference are missing, unreadable, or do not go together, or an option does not apply to them.
     """
+    notes: list[str] = []
+
     line = tell(console)
-    trained: Dataset | None = None
-    if (options.images / "config.json").is_file():
-        config, state, image_shape = sampling.load(options.images)
-        samples = config.evaluation_samples if options.samples is None else options.samples
-        if samples < config.method.generators:
-            raise ConfigError(f"samples is {samples}; it must be at least one a generator.")
-        images = sampling.sample(config, state, image_shape, samples // config.method.generators, options.seed)
-        if options.reference is None:
-            trained = datasets.load(config.data, line)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        line(text)
+
+    is_run = _is_run(options.images)
+    _check(options, is_run)
+    if is_run:
+        config, images = _sampled(options)
     else:
-        images = read_images(options.images)
+        images = read_images(options.images, options.range, "--range", note)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("reference", total=1 + len(STAGES))
-            real = reference_of(trained, line) if trained else _reference(options, line)
-            return score(
-                images, real, lambda stage: bar.update(task, description=stage, completed=1 + STAGES.index(stage))
+            if options.reference is None:
+                real = reference_of(datasets.load(override(config.data, options.data), line), line)
+            else:
+                real = _reference(options, line, note)
+            scores = score(
+                _with_channels_of(real, images, options),
+                real,
+                lambda stage: bar.update(task, description=stage, completed=1 + STAGES.index(stage)),
             )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return {**scores, "notes": notes}
 
 
-def _reference(options: Options, tell: Any) -> Reference:
-    if options.reference in (None, "mnist-test"):
-        return reference_of(datasets.load(options.data, tell), tell)
-    real = read_images(Path(str(options.reference)))
+def _is_run(path: Path) -> bool:
+    """Whether it is the folder of a run, is in one, or holds some (`sampling.load` says then which)."""
+    places = (path, path.parent) if path.name in ("best", "checkpoints") else (path,)
+    held = [found for depth in ("*", "*/*") for found in path.glob(f"{depth}/config.json")]
+    return any((place / "config.json").is_file() for place in places) or bool(held)
+
+
+def _check(options: Options, is_run: bool) -> None:
+    """Refuse options that would be ignored, and images that nothing is said of.
+
+    Raises:
+        ConfigError: With the option, and what it applies to.
+    """
+    by_name = options.reference in _BY_NAME
+    applies = {
+        "a run": (is_run, [name for name in ("checkpoint", "samples", "seed") if getattr(options, name) is not None]),
+        "images that are no run": (not is_run, ["range"] if options.range else []),
+        "a --reference that is a file or a folder": (
+            options.reference is not None and not by_name,
+            [name for name in ("classifier", "reference_range") if getattr(options, name)],
+        ),
+        f"a data set ({', '.join(_TEST_SETS)}, or a run's own)": (
+            options.reference is None or options.reference in _TEST_SETS,
+            [f"data.{name}" for name in ("source", "dir") if getattr(options.data, name) is not None],
+        ),
+    }
+    for what, (holds, given) in applies.items():
+        if given and not holds:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{names} would be ignored: it applies to {what} alone; leave it out.")
+    if options.reference is None and not is_run:
+        raise ConfigError(
+            f"nothing says what {options.images} is to be compared with; give --reference {', '.join(_BY_NAME)}, or real images."
+        )
+
+
+def _sampled(options: Options) -> tuple[Config, np.ndarray]:
+    """The configuration of a run, and images [K, n, H, W, C] uint8 of its generators."""
+    config, state, image_shape = sampling.load(options.images)
+    generators = config.method.generators
+    samples = config.evaluation_samples if options.samples is None else options.samples
+    if samples // generators <= NEIGHBOURS:
+        raise ConfigError(
+            f"samples is {samples}; it must be at least {(NEIGHBOURS + 1) * generators}, of {generators} generators."
+        )
+    return config, sampling.sample(config, state, image_shape, samples // generators, options.seed or 0)
+
+
+def _reference(options: Options, line: Callable[[str], None], note: Callable[[str], None]) -> Reference:
+    """The real images that --reference names.
+
+    Raises:
+        ConfigError: If they are not there, or nothing can be measured by them.
+    """
+    name = str(options.reference)
+    if name == "packaged":
+        return reference_of(datasets.load(Data(source="packaged"), line), line)
+    if name in _TEST_SETS:
+        return reference_of(_test_set(name, options.data, line), line)
+    real = read_images(Path(name), options.reference_range, "--reference-range", note)
     real = real.reshape(-1, *real.shape[2:])
     shipped = classifiers.shipped()
-    if real.shape[1:] == shipped.image_shape:
-        tell(f"{options.reference} has no labels: features are those of the classifier for MNIST")
-        return reference(real, None, shipped)
-    tell(f"{options.reference} has no labels and is not of MNIST's shape: metrics that need a classifier are left out")
-    return reference(real, None, None)
+    fits = real.shape[1:] == shipped.image_shape
+    if options.classifier is None or not fits:
+        shape = "x".join(map(str, shipped.image_shape))
+        advice = (
+            "if they are digits like MNIST's, give --classifier mnist" if fits else f"the one for MNIST takes {shape}"
+        )
+        raise ConfigError(
+            f"nothing can be measured: the images of {name}, {'x'.join(map(str, real.shape[1:]))} without labels, have no "
+            f"classifier, on whose features the metrics are; {advice}."
+        )
+    return reference(real, None, shipped, name)
 
 
-def table(scores: Scores, title: str) -> Table:
-    """The scores as a table: a column for all images, and one for each generator."""
-    generators = scores.get("generators", [])
-    result = Table(
-        "", "all", *(f"generator {i + 1}" for i in range(len(generators))), title=Text(title), title_justify="left"
-    )
-    for name, value in scores.items():
-        if name != "generators":
-            result.add_row(name, _text(value), *(_text(each[name]) if name in each else "" for each in generators))
-    return result
+def _test_set(reference: str, place: Place, line: Callable[[str], None]) -> Dataset:
+    """The published data set, and no other.
+
+    Raises:
+        DataError: If it is not there.
+    """
+    source = place.source or ("idx" if place.dir else "tfds")  # auto would fall back on the packaged images
+    instead = "" if reference != "mnist-test" else " Or compare with 500 packaged images: --reference packaged."
+    try:
+        data = datasets.load(Data(source=source, dir=place.dir, name=_TEST_SETS[reference]), line)
+    except DataError as error:
+        raise DataError(f"--reference {reference}: {error}{instead}") from None
+    if not data.info["canonical"]:
+        raise DataError(f"--reference {reference}: {data.info['warning']}{instead}")
+    return data
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return " ".join(f"{100 * item:.0f}" for item in value) + " %"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _with_channels_of(real: Reference, images: np.ndarray, options: Options) -> np.ndarray:
+    """Images [K, n, H, W, C] with as many channels as the reference: those that are equal are one, and one is as good as three.
+
+    Raises:
+        ConfigError: If they are in colour and the reference is not, or of another size.
+    """
+    images = pictures.grey(images)
+    shapes = ["x".join(map(str, array.shape[-3:])) for array in (images, real.images)]
+    if images.shape[-3:-1] != real.images.shape[1:3] or images.shape[-1] > real.images.shape[-1]:
+        raise ConfigError(
+            f"{options.images} holds images of {shapes[0]} and the reference of {shapes[1]}; they must be alike."
+        )
+    return np.broadcast_to(images, (*images.shape[:-1], real.images.shape[-1]))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -210,12 +257,12 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         options = tyro.cli(Options, args=arguments, prog="python -m psgjax.evaluation", description=__doc__)
         check_output("--json", options.json)
-        check_seed(options.seed)
+        check_seed(options.seed or 0)
         environment.settle()
         environment.use_compilation_cache()
         console = terminal()
         scores = evaluate(options, console)
-        console.print(table(scores, str(options.images)))
+        show(scores, options.images, console)
         if options.json:
             content = {**scores, "images": str(options.images), "environment": environment.provenance()}
             write_atomically(options.json, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,13 @@ from psgjax.evaluation.classifier import Classifier
 Scores = dict[str, Any]
 
 NEIGHBOURS = 5  # of the manifold metrics
+# The metrics that need a classifier, several generators, or the training images.
+CLASSIFIED = (
+    *("fcd", "histogram", "histogram_kl", "missing_classes", "precision", "recall", "density", "coverage"),
+    *("classifier_score", "kid", "kid_standard_error"),
+)
+BETWEEN = ("histogram_divergence", "told_apart")
+MEMORISED = ("memorisation_rate",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +34,19 @@ class Reference:
     """Real images and all that is computed of them once.
 
     Attributes:
+        description: A phrase for people: whose images they are.
         images: [M, H, W, C] uint8, never trained on.
-        training: [N, H, W, C] uint8, or None where memorisation is not asked for.
+        sha256: Of their bytes.
+        training: [N, H, W, C] uint8, or None where there are none to be memorised.
         classifier: Of the data's classes, or None for data without labels; what needs it is left out then.
         features: [M, F] float32, the classifier's penultimate features of `images`.
         counts: [classes], how many of `images` the classifier gives to each class.
         distances: [M], from each image to the nearest training image.
     """
 
+    description: str
     images: np.ndarray
+    sha256: str
     training: np.ndarray | None
     classifier: Classifier | None
     features: np.ndarray | None
@@ -44,18 +56,27 @@ class Reference:
 
 def reference_of(data: Dataset, progress: Callable[[str], None] = print) -> Reference:
     """The held-out images of a data set, with its classifier and its training images."""
-    return reference(data.held_out_images, data.images, fitting.for_data(data, progress))
+    return reference(data.held_out_images, data.images, fitting.for_data(data, progress), described(data))
 
 
-def reference(images: np.ndarray, training: np.ndarray | None, classifier: Classifier | None) -> Reference:
-    """The reference that so many real images make."""
+def described(data: Dataset) -> str:
+    """The held-out images of a data set in a phrase that is the same wherever they lie."""
+    name, source = data.info["name"], data.info["source"]
+    return f"{name}'s published test images" if data.info["canonical"] else f"{name}'s held-out images ({source})"
+
+
+def reference(
+    images: np.ndarray, training: np.ndarray | None, classifier: Classifier | None, description: str
+) -> Reference:
+    """The reference that real images [M, H, W, C] uint8 make, of which the training images [N, H, W, C] are none."""
     features = counts = distances = None
     if classifier is not None:
         features, probabilities = classifiers.apply(classifier, images)
         counts = _counts(probabilities)
     if training is not None:
         _, distances = neighbours.nearest(images, training)
-    return Reference(images, training, classifier, features, counts, distances)
+    sha256 = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+    return Reference(description, images, sha256, training, classifier, features, counts, distances)
 
 
 STAGES = ("features", "all samples", "kernel distance", "generators", "nearest training images")
@@ -65,6 +86,10 @@ def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] =
     """Every metric of images [K, n, H, W, C] uint8, of all generators together and of each by itself.
 
     `progress` is told each of `STAGES` as it begins.
+
+    Returns:
+        The metrics by name, with `samples` and `reference` (how many images), `reference_description`, `reference_sha256`,
+        and `left_out`, the reason for each metric that is not there or None.
 
     Raises:
         ValueError: If the images are not uint8, not of the reference's shape, or five a generator or fewer.
@@ -76,29 +101,52 @@ def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] =
         raise ValueError(f"{images.shape[1]} image(s) a generator; at least {NEIGHBOURS + 1} are needed.")
     together = images.reshape(-1, *images.shape[2:])
     scores: Scores = {"samples": len(together), "reference": len(real.images)}
+    scores |= {"reference_description": real.description, "reference_sha256": real.sha256}
     if real.classifier is not None:
-        assert real.features is not None
         scores["classifier"] = real.classifier.info["weights_sha256"][:12]
-        progress(STAGES[0])
-        features, probabilities = classifiers.apply(real.classifier, together)
-        progress(STAGES[1])
-        scores |= _of_features(features, probabilities, real)
-        scores["classifier_score"] = coverage.classifier_score(probabilities)
-        progress(STAGES[2])
-        kid, error = frechet.kernel_distance(real.features, features)
-        scores |= {"kid": kid, "kid_standard_error": error}
-        if len(images) > 1:
-            progress(STAGES[3])
-            by_generator = features.reshape(*images.shape[:2], -1)
-            split = probabilities.reshape(*images.shape[:2], -1)
-            scores["generators"] = [_of_features(f, p, real) for f, p in zip(by_generator, split, strict=True)]
-            scores["histogram_divergence"] = coverage.class_divergence(np.stack([_counts(each) for each in split]))
-            scores["told_apart"] = difference.told_apart(by_generator)
+        scores |= _classified(images, real.classifier, real, progress)
     if real.training is not None:
         assert real.distances is not None
         progress(STAGES[4])
         _, distances = neighbours.nearest(together, real.training)
         scores["memorisation_rate"] = neighbours.memorisation_rate(distances, real.distances)
+    return {**scores, "left_out": _left_out(scores, len(images), real)}
+
+
+def _left_out(scores: Scores, generators: int, real: Reference) -> dict[str, str]:
+    """The reason for each metric that the scores lack, or that is None in them."""
+    reasons: dict[str, str] = {}
+    if real.counts is not None:
+        unknown = ", ".join(map(str, np.flatnonzero(real.counts == 0)))
+        if None in (each["histogram_kl"] for each in (scores, *scores.get("generators", []))):
+            reasons["histogram_kl"] = f"infinite where a sample is of a class that the reference lacks: {unknown}"
+    if generators == 1:
+        reasons |= dict.fromkeys(BETWEEN, "there is one generator, and nothing to compare it with")
+    if real.classifier is None:
+        reasons |= dict.fromkeys((*CLASSIFIED, *BETWEEN), "there is no classifier")
+    if real.training is None:
+        reasons |= dict.fromkeys(MEMORISED, "the reference has no training images")
+    return reasons
+
+
+def _classified(images: np.ndarray, classifier: Classifier, real: Reference, progress: Callable[[str], None]) -> Scores:
+    """What is measured on the classifier's features and probabilities."""
+    assert real.features is not None
+    progress(STAGES[0])
+    features, probabilities = classifiers.apply(classifier, images.reshape(-1, *images.shape[2:]))
+    progress(STAGES[1])
+    scores = _of_features(features, probabilities, real)
+    scores["classifier_score"] = coverage.classifier_score(probabilities)
+    progress(STAGES[2])
+    kid, error = frechet.kernel_distance(real.features, features)
+    scores |= {"kid": kid, "kid_standard_error": error}
+    if len(images) > 1:
+        progress(STAGES[3])
+        by_generator = features.reshape(*images.shape[:2], -1)
+        split = probabilities.reshape(*images.shape[:2], -1)
+        scores["generators"] = [_of_features(f, p, real) for f, p in zip(by_generator, split, strict=True)]
+        scores["histogram_divergence"] = coverage.class_divergence(np.stack([_counts(each) for each in split]))
+        scores["told_apart"] = difference.told_apart(by_generator)
     return scores
 
 
