@@ -39,7 +39,8 @@ def normalise(params: Tree, vectors: Vectors, iterations: int = 1) -> tuple[Tree
             are, as in evaluation and in the generators' own pass.
 
     Returns:
-        The normalised tree, of the parameters' dtypes, and the new vectors (no gradient flows through these).
+        The normalised tree, of the parameters' dtypes, and the new vectors (no gradient flows through these). A kernel of zeros
+        stays one, and keeps its vector.
     """
     updated = dict(vectors)
 
@@ -52,12 +53,15 @@ def normalise(params: Tree, vectors: Vectors, iterations: int = 1) -> tuple[Tree
         u = vectors[name]
         v = _unit(constant @ u)
         for i in range(iterations):
-            u = _unit(constant.T @ v)
+            next_u = _unit(constant.T @ v)
+            u = jnp.where(
+                next_u.any(), next_u, u
+            )  # a kernel of zeros has no direction: the next one is found from here
             if i + 1 < iterations:
                 v = _unit(constant @ u)
         updated[name] = u
         sigma = v @ (matrix @ u)
-        return (leaf.astype(jnp.float32) / sigma).astype(leaf.dtype)
+        return (leaf.astype(jnp.float32) / jnp.where(sigma == 0, 1.0, sigma)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, params), updated
 

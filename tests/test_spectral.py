@@ -120,7 +120,17 @@ def test_under_jit_and_vmap_each_replica_is_its_own():
     assert not spectral.init({"bias": jnp.ones(3)}, jax.random.key(0))
 
 
-def test_a_kernel_of_zeros_gives_no_nan_in_the_vectors():
-    params = {"Dense_0": {"kernel": jnp.zeros((3, 2))}}
-    _, vectors = spectral.normalise(params, spectral.init(params, jax.random.key(0)))
-    assert np.isfinite(vectors["['Dense_0']['kernel']"]).all()
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_a_kernel_of_zeros_stays_one_and_is_normalised_when_it_is_none_any_more(iterations):
+    zeros = {"Dense_0": {"kernel": jnp.zeros((12, 5))}}
+    vectors = spectral.init(zeros, jax.random.key(0))
+
+    def total(params):
+        return spectral.normalise(params, vectors, iterations)[0]["Dense_0"]["kernel"].sum()
+
+    value, grads = jax.value_and_grad(total)(zeros)
+    assert value == 0
+    assert np.isfinite(grads["Dense_0"]["kernel"]).all()
+    _, after = spectral.normalise(zeros, vectors, iterations)
+    normalised, _ = spectral.normalise({"Dense_0": tree()["Dense_0"]}, after, 200)
+    np.testing.assert_allclose(norm(normalised["Dense_0"]["kernel"]), 1.0, rtol=1e-5)
