@@ -82,6 +82,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed or contradicts itself, with the reason."""
+        schema.check_types(self, "method.")
         for name, least in (
             ("generators", 1),
             ("discriminator_steps", 1),
@@ -175,6 +176,7 @@ class Network:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes below one; names of earlier versions become those of this one."""
+        schema.check_types(self, "network.")
         object.__setattr__(self, "name", table.find(self.name))
         for name in ("width", "latent_size"):
             schema.check(
@@ -203,6 +205,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         """Refuse step sizes and decays with which Adam cannot run."""
+        schema.check_types(self, "optimizer.")
         for name in ("learning_rate", "discriminator_learning_rate"):
             value = getattr(self, name)
             schema.check(
@@ -241,6 +244,7 @@ class Data:
 
     def __post_init__(self) -> None:
         """Refuse a negative count and a folder that the source would ignore."""
+        schema.check_types(self, "data.")
         schema.check(self.train_images >= 0, "data.train_images", self.train_images, "a whole number, 0 for all")
         if self.source == "packaged" and self.dir is not None:
             raise ConfigError(
@@ -258,6 +262,7 @@ class Mesh:
 
     def __post_init__(self) -> None:
         """Refuse negative sizes."""
+        schema.check_types(self, "mesh.")
         for name in ("replica", "generator", "data"):
             schema.check(getattr(self, name) >= 0, f"mesh.{name}", getattr(self, name), "a whole number, 0 to choose")
 
@@ -286,6 +291,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""
+        schema.check_types(self)
         for name in ("batch_size", "steps"):
             schema.check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         schema.check(

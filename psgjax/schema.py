@@ -39,9 +39,43 @@ def known(kind: str, name: str, names: tuple[str, ...]) -> str:
     """
     if name in names:
         return name
-    near = difflib.get_close_matches(name[:80].lower(), [each.lower() for each in names], n=1, cutoff=0.0)
-    nearest = next(each for each in names if each.lower() == near[0])
-    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. Did you mean {nearest!r}?")
+    raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. {_nearest(name, names)}")
+
+
+def _nearest(name: str, names: tuple[str, ...]) -> str:
+    """The question after a name that is none of the names: upper and lower case are no difference."""
+    lower = {one.lower(): one for one in names}
+    near = difflib.get_close_matches(name[:80].lower(), lower, n=1, cutoff=0.0)
+    return f"Did you mean {lower[near[0]]!r}?"
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Refuse fields of a configuration dataclass that are not of their type, and names that are none of those accepted.
+
+    What `from_json` refuses in a file, the constructor then refuses in Python.
+
+    Raises:
+        ConfigError: With the field's name behind the prefix, what was given and what is accepted; of names, with the nearest.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        _check_type(kind, getattr(settings, name), prefix + name)
+
+
+def _check_type(kind: Any, value: Any, name: str) -> None:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            accepted = f"it must be one of {', '.join(map(str, get_args(kind)))}"
+            question = f" {_nearest(value, get_args(kind))}" if isinstance(value, str) else ""
+            raise ConfigError(f"{name} is {_short.repr(value)}; {accepted}.{question}")
+    elif type(None) in get_args(kind):
+        if value is not None:
+            _check_type(get_args(kind)[0], value, name)
+    elif not (
+        (isinstance(value, kind) and type(value) is not bool)
+        or type(value) is kind
+        or (kind is float and type(value) is int and abs(value) <= sys.float_info.max)
+    ):
+        raise ConfigError(f"{name} is {_short.repr(value)}; it must be of type {kind.__name__}.")
 
 
 def to_json(config: Any) -> str:
@@ -107,18 +141,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         for name in value:
             known("setting", name, tuple(hints))
         return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(
-                f"{label} is {_short.repr(value)}; it must be one of {', '.join(map(str, get_args(kind)))}."
-            )
-        return value
     if type(None) in get_args(kind):
         return None if value is None else _build(get_args(kind)[0], value, where)
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{label} is {_short.repr(value)}; it must be of type {kind.__name__}.")
-    return value
+    _check_type(kind, value, label)
+    return float(value) if kind is float else value

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from psgjax import config as configuration
 from psgjax import schema
-from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.config import METHODS, Config, ConfigError, Data, Mesh, Method, Network, Optimizer
 from psgjax.runfolder import read_config
 
 BAD = [
@@ -49,6 +49,38 @@ def test_bad_settings_are_refused_with_the_reason(kind, fields, message):
         kind(**fields)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+NAMES = [
+    (Method, {"loss": "hing"}, "method.loss is 'hing'; it must be one of cross-entropy, hinge, .*Did you mean 'hinge'"),
+    (Method, {"gate": "tripplet"}, "method.gate is 'tripplet'; .*Did you mean 'triplet'"),
+    (Method, {"gate": None}, "method.gate is None; it must be one of triplet, majority, mean, none"),
+    (Network, {"name": "resnet"}, "network.name is 'resnet'; it must be one of dcgan28, sngan32, infogan28, mlp"),
+    (Optimizer, {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of constant, linear"),
+    (Data, {"name": "MNIST"}, "data.name is 'MNIST'; .*Did you mean 'mnist'"),
+    (
+        Config,
+        {"precision": "f16"},
+        "precision is 'f16'; it must be one of float32, bfloat16, tf32.*Did you mean '.*16'",
+    ),
+    (Config, {"steps": 10.0}, "steps is 10.0; it must be of type int"),
+    (Config, {"method": "psg"}, "method is 'psg'; it must be of type Method"),
+    (Method, {"spectral_norm": 1}, "method.spectral_norm is 1; it must be of type bool"),
+    (Optimizer, {"beta1": "0.5"}, "optimizer.beta1 is '0.5'; it must be of type float"),
+    (Optimizer, {"learning_rate": 10**400}, "must be of type float"),
+    (Mesh, {"data": True}, "mesh.data is True; it must be of type int"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "message"), NAMES)
+def test_names_and_types_are_checked_in_python_as_on_the_command_line(kind, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**fields)
+
+
+def test_upper_and_lower_case_are_no_difference_between_names():
+    with pytest.raises(ConfigError, match="Did you mean 'psg'?"):
+        configuration.named_method("PSG")
 
 
 def test_an_unknown_method_names_the_nearest():
