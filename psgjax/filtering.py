@@ -8,6 +8,10 @@ up over the points to the features.
 
 The three maps of `conv.py` need no other matrices: each mixes what it is given by two of the three, and back by the transpose of
 the third.
+
+What is mixed grows before it cancels: no intermediate value of a map is more than 20,000 times the sum of the products' absolute
+values at the largest inputs. So a result is finite where n * max|a| * max|b| < 1e34 in float32, n the products in a sum; beyond
+that the sum written out may be finite while this one is not.
 """
 
 from __future__ import annotations

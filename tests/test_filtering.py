@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psgjax import filtering
+from psgjax import conv, filtering
 
 SHAPES = [
     (7, 2, 4),
@@ -43,6 +43,22 @@ def test_multiplications_are_the_fewest_where_digits_allow_it():
     assert multiplications(16, 2, 4) == 3 * (6 + 2 - 1)
     assert multiplications(7, 2, 4, "float16") == multiplications(7, 2, 4, jnp.bfloat16) == 7 * 2
     assert multiplications(5, 2, 2) == 5
+
+
+def test_what_is_mixed_grows_no_more_than_is_said():
+    """Each map mixes by two of the three matrices and back by the third's transpose, in any order."""
+    for stride, size in {shape[1:] for shape in SHAPES}:
+        for height in range(1, 33):
+            matrices = filtering.mixing(height, stride, size, np.dtype("float32"))
+            mixed = [abs(own).sum(2).max() for own in matrices]  # times the largest value of a row
+            back = [abs(own).sum((0, 1)).max() for own in matrices]
+            assert max(back[i] * mixed[i - 1] * mixed[i - 2] for i in range(3)) <= 20_000
+
+
+def test_large_values_within_the_bound_stay_finite():
+    images, kernel = np.zeros((1, 14, 14, 64), np.float32), np.full((4, 4, 64, 8), 0.5, np.float32)
+    images[0, 5, 5, 3] = 1e34 / (4 * 4 * 64 * 0.5)
+    assert np.isfinite(conv.down(images, kernel, stride=2)).all()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
