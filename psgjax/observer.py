@@ -36,8 +36,15 @@ def _shown(epoch: float) -> bool:
 
 
 def _rounded(tree: Tree) -> Tree:
-    """Arrays as numbers and lists for JSON, to six decimals."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).round(6).tolist(), tree)
+    """Arrays as numbers and lists for JSON, to six decimals; None, which is null there, for what is not finite."""
+
+    def plain(leaf: Any) -> Any:
+        numbers = np.asarray(leaf, np.float64).round(6)
+        values = np.array(numbers, object)
+        values[~np.isfinite(numbers)] = None
+        return values.tolist()
+
+    return jax.tree.map(plain, tree)
 
 
 class Observer:
