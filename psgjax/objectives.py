@@ -154,6 +154,15 @@ def evaluate(
     return rows[-1], rows[own, own], d_mask.any(), g_mask.any(1), metrics
 
 
+def of_each_side(discriminator: Metrics, generators: Metrics) -> Metrics:
+    """The metrics of an update whose sides had passes of their own: D's losses, updates and accuracies from its pass."""
+    own = {
+        name: {**generators[name], "discriminator": discriminator[name]["discriminator"]}
+        for name in ("loss", "gated_loss", "updates")
+    }
+    return {**generators, **own, **{name: discriminator[name] for name in ("accuracy", "pairwise_accuracy")}}
+
+
 def accuracy(scores: jax.Array, key: jax.Array) -> Metrics:
     """Of scores [K + 1, B]: top-1, P(argmax = x), chance 1 / (K + 1); pairwise, P(s_x > s_G), ties counting half, chance 1/2."""
     fake, real = scores[:-1], scores[-1:]

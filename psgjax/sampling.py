@@ -28,7 +28,7 @@ from typing_extensions import Doc
 from psgjax.checkpoint import Checkpoints, digest
 from psgjax.config import Config, ConfigError
 from psgjax.environment import settle, use_compilation_cache
-from psgjax.inference import make_artist, make_sampler
+from psgjax.inference import make_artist, make_generate, make_variables
 from psgjax.runfolder import read_config
 from psgjax.schema import check_seed
 from psgjax.shell import check_output, run_command, tell, terminal
@@ -106,19 +106,21 @@ def sample(config: Config, state: TrainState, image_shape: tuple[int, int, int],
 
 
 def to_stablehlo(config: Config, state: TrainState, image_shape: tuple[int, int, int]) -> bytes:
-    """`make_sampler` with the state inside, as `jax.export` serialises it: one program for CPU, CUDA and TPU, of any batch size.
+    """`make_sampler` with the state's weights inside, as `jax.export` serialises it.
 
-    It maps latents, float32 [K, B, latent_size], to images, float32 [K, B, H, W, C] in [-1, 1].
+    One program for CPU, CUDA and TPU, of any batch size: it maps latents, float32 [K, B, latent_size], to images, float32
+    [K, B, H, W, C] in [-1, 1].
     """
     (batch,) = export.symbolic_shape("batch")
     latents = jax.ShapeDtypeStruct((config.method.generators, batch, config.network.latent_size), jnp.float32)
-    sample = make_sampler(config, image_shape)
+    weights = jax.jit(make_variables(config, image_shape))(state)
+    generate = make_generate(config, image_shape)
     setting = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, setting)
     jax.config.update(setting, 0)  # else the file names the folders of this machine's source code
     try:
         platforms = ("cpu", "cuda", "tpu")
-        return bytes(export.export(jax.jit(lambda z: sample(state, z)), platforms=platforms)(latents).serialize())
+        return bytes(export.export(jax.jit(lambda z: generate(weights, z)), platforms=platforms)(latents).serialize())
     finally:
         jax.config.update(setting, before)
 

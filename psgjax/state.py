@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import register_dataclass
 
 from psgjax import conv, networks, objectives, spectral
-from psgjax.config import Config
+from psgjax.config import Config, ConfigError
 
 Tree = Any
 
@@ -31,7 +32,7 @@ class Generators:
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    average: Tree  # exponential moving average of the parameters; an empty tree where none is kept
+    average: Tree  # `optax.EmaState`: updates that are in it, [K], and the averaged parameters; an empty tree where none is kept
 
 
 @register_dataclass
@@ -59,27 +60,60 @@ class TrainState:
 class Stream(IntEnum):
     """What random numbers are for: each use folds its own number into the key of a state."""
 
-    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES = range(6)
+    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES, STATISTICS = range(7)
 
 
 def optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the generators and for D, with their schedules."""
+    """Adam for the generators and for D, at the step sizes of the first update (`scheduled`)."""
+    settings = config.optimizer
+    rates = settings.learning_rate, settings.discriminator_learning_rate or settings.learning_rate
+    g_optimizer, d_optimizer = (optax.adam(rate, b1=settings.beta1, b2=settings.beta2) for rate in rates)
+    return g_optimizer, d_optimizer
 
-    def adam(rate: float, updates: int) -> optax.GradientTransformation:
-        schedule = optax.linear_schedule(rate, 0.0, updates) if config.optimizer.schedule == "linear" else rate
-        return optax.adam(schedule, b1=config.optimizer.beta1, b2=config.optimizer.beta2)
 
-    rate = config.optimizer.learning_rate
-    d_rate = config.optimizer.discriminator_learning_rate or rate
-    return adam(rate, config.steps), adam(d_rate, config.steps * config.method.discriminator_steps)
+def scheduled(config: Config, updates: Tree, step: jax.Array) -> Tree:
+    """An optimiser's updates at the step size that the schedule has for the run's step, which a gate does not hold up.
+
+    An optimiser's own count would stand still where it gives no update. Between steps, `step` is no whole number.
+    """
+    if config.optimizer.schedule == "constant":
+        return updates
+    left = 1 - step / config.steps
+    return jax.tree.map(lambda update: left * update, updates)
+
+
+def averaged(config: Config, average: Tree, params: Tree) -> Tree:
+    """The average with a generator's new parameters in it, if one is kept.
+
+    An exponential moving average without bias (Kingma and Ba 2015, section 3): the weights of all parameters since the first
+    update add up to one, and those of the initialisation have none.
+    """
+    decay = config.optimizer.average_decay
+    if not decay:
+        return average
+    count = average.count + 1
+    weight = (1 - decay) / -jnp.expm1(count * math.log(decay))
+    return optax.EmaState(count, optax.incremental_update(params, average.ema, weight))
 
 
 def build(
     config: Config, image_shape: tuple[int, int, int], axis_name: str | None = None
 ) -> tuple[networks.Generator, networks.Discriminator]:
-    """The generator and discriminator modules of a run."""
+    """The generator and discriminator modules of a run.
+
+    Raises:
+        ConfigError: If the layers do not fit images of that size, or batch statistics would be those of single values.
+    """
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
-    return networks.build(config.network, image_shape, objectives.outputs_needed(config.method), dtype, axis_name)
+    outputs = objectives.outputs_needed(config.method)
+    generator, discriminator = networks.build(config.network, image_shape, outputs, dtype, axis_name)
+    if config.batch_size == getattr(generator, "normalised", None) == 1:
+        size = "x".join(map(str, image_shape[:2]))
+        raise ConfigError(
+            f"batch_size 1 with network.name {config.network.name} on images of {size}: batch statistics of a single value make a "
+            "constant of it, so that the images would not depend on z; use a --batch-size of at least 2."
+        )
+    return generator, discriminator
 
 
 def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | None = None) -> TrainState:
@@ -104,11 +138,18 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
             g_params,
             variables.get("batch_stats", {}),
             jax.vmap(g_optimizer.init)(g_params),
-            jax.tree.map(jnp.copy, g_params) if config.optimizer.average_decay else {},
+            _no_average(config, g_params),
         ),
         discriminator=Discriminator(d_params, d_optimizer.init(d_params), vectors),
         metrics=_zero_metrics(config),
     )
+
+
+def _no_average(config: Config, params: Tree) -> Tree:
+    """Of K generators, before any update: the parameters that there are; an empty tree where none is kept."""
+    if not config.optimizer.average_decay:
+        return {}
+    return optax.EmaState(jnp.zeros(config.method.generators, jnp.int32), jax.tree.map(jnp.copy, params))
 
 
 def make_init(config: Config, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], TrainState]:

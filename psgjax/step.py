@@ -21,7 +21,7 @@ from psgjax import conv, networks, objectives, spectral
 from psgjax.config import Config
 from psgjax.passes import PullImages, generate_and_pull, score_and_pull
 from psgjax.sharding import Shards
-from psgjax.state import Discriminator, Generators, Stream, TrainState, build, layout, optimizers
+from psgjax.state import Discriminator, Generators, Stream, TrainState, averaged, build, layout, optimizers, scheduled
 
 Tree = Any
 
@@ -58,7 +58,8 @@ def make_step(
     """The update of a method as `step(state, images) -> (state, metrics)`.
 
     `images` is [n, B, H, W, C], uint8, or float in [-1, 1]; n = `method.discriminator_steps`. Pure: it can be jitted, mapped over
-    replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`, of the last pass of D.
+    replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`; in the alternating order what they say
+    of D is the mean over its own passes, and the rest of the generators' pass.
 
     With `shards`, the step of one device of a mesh, inside `jax.shard_map`: `images` are its share [n, b, H, W, C], the generators
     of the state are its own, and everything else is the whole. The platform is what the step is compiled for, the default one where
@@ -96,21 +97,21 @@ def make_step(
         return method.gradient_penalty * jnp.sum((norms - 1) ** 2) / math.prod(shape)
 
     def update_discriminator(
-        old: Discriminator, vectors: spectral.Vectors, grads: Tree, any_selected: jax.Array
+        old: Discriminator, vectors: spectral.Vectors, grads: Tree, any_selected: jax.Array, now: jax.Array
     ) -> Discriminator:
         grads = shards.sum(grads, "generator", "data")
         updates, opt_state = d_optimizer.update(grads, old.opt_state, old.params)
-        new = Discriminator(optax.apply_updates(old.params, updates), opt_state, vectors)
+        params = optax.apply_updates(old.params, scheduled(config, updates, now))
+        new = Discriminator(params, opt_state, vectors)
         return new if method.gate == "none" else _where(any_selected, new, old)
 
-    def update_generators(old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array) -> Generators:
+    def update_generators(
+        old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array, now: jax.Array
+    ) -> Generators:
         def one(old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array) -> Generators:
             updates, opt_state = g_optimizer.update(grads, old.opt_state, old.params)
-            params = optax.apply_updates(old.params, updates)
-            average = old.average
-            if config.optimizer.average_decay:
-                average = optax.incremental_update(params, average, 1 - config.optimizer.average_decay)
-            new = Generators(params, batch_stats, opt_state, average)
+            params = optax.apply_updates(old.params, scheduled(config, updates, now))
+            new = Generators(params, batch_stats, opt_state, averaged(config, old.average, params))
             return new if method.gate == "none" else _where(any_selected, new, old)
 
         own_selected = shards.part(any_selected, 0, "generator")
@@ -139,8 +140,8 @@ def make_step(
         g_grads = pull_generators(image_slopes)
         state = dataclasses.replace(
             state,
-            generators=update_generators(g, batch_stats, g_grads, g_any),
-            discriminator=update_discriminator(d, vectors, d_grads, d_any),
+            generators=update_generators(g, batch_stats, g_grads, g_any, state.step),
+            discriminator=update_discriminator(d, vectors, d_grads, d_any, state.step),
         )
         return state, metrics
 
@@ -148,7 +149,7 @@ def make_step(
         """D first, `discriminator_steps` times, each with its own images and latents; then the generators against the new D."""
         g = state.generators
 
-        def train_discriminator(d: Discriminator, inputs: tuple) -> tuple[Discriminator, None]:
+        def train_discriminator(d: Discriminator, inputs: tuple) -> tuple[Discriminator, objectives.Metrics]:
             index, batch = inputs
             real = networks.pad_to(scale(batch), config.network)
             latents_key, other_key = pass_keys(state, index)
@@ -159,17 +160,18 @@ def make_step(
             )
             real_part = shards.part(real, 0, "generator")
             outputs, pull = jax.vjp(lambda params: score_tuples(params, fakes, real_part), params)
-            d_slopes, _, d_any, _, _ = objectives.evaluate(method, shards.gather(*outputs), other_key)
+            d_slopes, _, d_any, _, metrics = objectives.evaluate(method, shards.gather(*outputs), other_key)
             (grads,) = pull_norm(*pull(shards.split(d_slopes)))
             if method.loss == "wasserstein":
                 extra = jax.grad(lambda params: penalty(normalised(params, vectors, 0)[0], fakes, real, other_key))(
                     d.params
                 )
                 grads = jax.tree.map(jnp.add, grads, extra)
-            return update_discriminator(d, vectors, grads, d_any), None
+            now = state.step + index / method.discriminator_steps
+            return update_discriminator(d, vectors, grads, d_any, now), metrics
 
         indices = jnp.arange(method.discriminator_steps)
-        d, _ = jax.lax.scan(train_discriminator, state.discriminator, (indices, images))
+        d, passes = jax.lax.scan(train_discriminator, state.discriminator, (indices, images))
 
         real = networks.pad_to(scale(images[-1]), config.network)
         latents_key, other_key = pass_keys(state, method.discriminator_steps)
@@ -180,9 +182,9 @@ def make_step(
         outputs = shards.gather(fake_outputs, score(params, shards.part(real[None], 1, "generator")))
         _, g_slopes, _, g_any, metrics = objectives.evaluate(method, outputs, other_key)
         g_grads = pull_generators(*pull_fake(shards.own(g_slopes)))
-        return dataclasses.replace(
-            state, generators=update_generators(g, batch_stats, g_grads, g_any), discriminator=d
-        ), metrics
+        generators = update_generators(g, batch_stats, g_grads, g_any, state.step)
+        metrics = objectives.of_each_side(jax.tree.map(lambda each: each.mean(0), passes), metrics)
+        return dataclasses.replace(state, generators=generators, discriminator=d), metrics
 
     update = simultaneous if method.update_order == "simultaneous" else alternating
 

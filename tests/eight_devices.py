@@ -96,9 +96,7 @@ def predicted(config, mesh):
         expected["all-gather", split] += passes
         expected["all-reduce", split] += 1
     if config.method.loss == "wasserstein":
-        # A critic's slopes do not depend on its scores: the compiler drops the exchange of them in the critic's own passes, and
-        # takes the gradient of its last bias, a constant, out of their loop.
-        expected["all-gather", split] -= 1
+        # The compiler takes the gradient of a critic's last bias, a constant, out of the loop of its own passes.
         expected["all-reduce", split] += 1
     if "data" in split:
         together = simultaneous and split == "data"  # both sides' gradients, along one axis and at one time
