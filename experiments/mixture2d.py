@@ -51,7 +51,7 @@ from experiments.mixtures import (
 from psgjax import config as configuration
 from psgjax import schema
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
-from psgjax.evaluation import coverage
+from psgjax.evaluation.modes import HIGH_QUALITY_DEVIATIONS
 from psgjax.shell import run_command, tell, terminal
 
 NOTE = (
@@ -218,7 +218,7 @@ def run(options: Options, command: str, console: Console) -> None:
             "data_seed": options.data_seed,
             "points": options.points,
             "samples": options.samples,
-            "high_quality_deviations": coverage.HIGH_QUALITY_DEVIATIONS,
+            "high_quality_deviations": HIGH_QUALITY_DEVIATIONS,
             "mixtures": {
                 name: {
                     "centres": (MIXTURES[name].centres.round(6) + 0.0).tolist(),

@@ -16,7 +16,7 @@ from rich.table import Table
 from typing_extensions import Doc
 
 from psgjax.config import Config, ConfigError, Network
-from psgjax.evaluation import coverage
+from psgjax.evaluation import modes
 from psgjax.schema import check_seed
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ def measure(points: NDArray[np.float32], mixture: Mixture) -> dict[str, Any]:
     """What [n, 2] samples cover; None for each figure if they are not finite, and for a reverse KL that is infinite."""
     if not np.isfinite(points).all():
         return {"modes": None, "high_quality": None, "reverse_kl": None, "counts": None}
-    counts = coverage.mode_counts(points, mixture.centres, mixture.deviation)
-    divergence = coverage.reverse_kl(counts)
+    counts = modes.mode_counts(points, mixture.centres, mixture.deviation)
+    divergence = modes.reverse_kl(counts)
     return {
-        "modes": coverage.mixture_modes(counts),
-        "high_quality": coverage.high_quality_share(counts, len(points)),
+        "modes": modes.mixture_modes(counts),
+        "high_quality": modes.high_quality_share(counts, len(points)),
         "reverse_kl": round(divergence, 6) if np.isfinite(divergence) else None,
         "counts": counts.tolist(),
     }

@@ -44,7 +44,7 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
-from psgjax.evaluation import coverage
+from psgjax.evaluation.modes import stacked_modes
 from psgjax.shell import Stop, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 def measure(predictions: np.ndarray) -> dict[str, Any]:
     """Modes and KL of predictions [n, 3], ready for JSON."""
-    modes, divergence = coverage.stacked_modes(predictions)
+    modes, divergence = stacked_modes(predictions)
     return {"modes": modes, "kl": round(divergence, 6)}
 
 

@@ -135,7 +135,7 @@ def _load_one(folder: Path, name: str, config: Config) -> Run:
         "data": environment.get("data"),
     }
     curves = convergence.curves(config.method, lines)
-    evaluations = [(line["epoch"], line["evaluation"]) for line in lines if "evaluation" in line]
+    evaluations = [(line["epoch"], _scores(line["evaluation"])) for line in lines if "evaluation" in line]
     summary["quality"] = evaluations[-1][1] if evaluations else None
     neighbours = None
     if (folder / "neighbours.png").is_file():
@@ -153,3 +153,8 @@ def _diverged_at(folder: Path) -> int | None:
             return int(json.loads(file.metadata()["divergence"])["report"]["step"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError, safetensors.SafetensorError):
         return None
+
+
+def _scores(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluation.score` found, under its names of today."""
+    return {"c2st" if name == "told_apart" else name: value for name, value in evaluation.items()}

@@ -60,7 +60,7 @@ def test_real_images_have_the_values_of_real_images(floor):
     assert floor["histogram_kl"] < 0.03
     assert floor["memorisation_rate"] < 0.05
     assert floor["histogram_divergence"] < 0.03
-    assert 0.35 < floor["told_apart"] < 0.65
+    assert 0.35 < floor["c2st"] < 0.65
     assert all(each["fcd"] > floor["fcd"] for each in floor["generators"])  # fewer images, a larger bias
     json.dumps(floor, allow_nan=False)
 
@@ -102,10 +102,10 @@ def test_copies_of_training_images_are_memorised_and_shown(halves, real):
     np.testing.assert_array_equal(beside_nearest(copies, real), np.concatenate([copies, copies]))
 
 
-def test_generators_that_differ_are_told_apart(packaged, real):
+def test_generators_that_differ_are_named(packaged, real):
     ones, threes = (packaged.images[packaged.labels == digit][:200] for digit in (1, 3))
     found = score(np.stack([ones, threes]), real)
-    assert found["told_apart"] > 0.97
+    assert found["c2st"] > 0.97
     assert found["histogram_divergence"] > 0.6  # log 2 = 0.69
     assert [each["missing_classes"] for each in found["generators"]] > [6, 6]
 
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_said_with_the_reason(halves, real, floor, capsys):
     assert floor["left_out"] == {}
     alone = score(samples[None, :20], real)["left_out"]
     assert set(alone) == set(BETWEEN)
-    assert "one generator" in alone["told_apart"]
+    assert "one generator" in alone["c2st"]
     eights = held_out[classifiers.apply(classifiers.shipped(), held_out)[1].argmax(1) == 8]
     found = score(samples[None, :20], reference(eights, None, classifiers.shipped(), "eights"))
     assert found["histogram_kl"] is None

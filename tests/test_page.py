@@ -379,6 +379,15 @@ def test_hostile_text_stays_text(tmp_path):
     assert sum(attack in attributes["alt"] for tag, attributes in shown.tags if tag == "img") >= 4
 
 
+def test_metrics_of_earlier_versions_are_read_under_their_names_of_today(tmp_path):
+    run = leave_run(tmp_path, snapshots=(0,))
+    evaluation = {"fcd": 1.0, "told_apart": 0.765, "generators": []}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics(2, 13) | {"evaluation": evaluation}) + "\n")
+    (loaded,), _ = results.load(tmp_path)
+    assert loaded.summary["quality"] == {"fcd": 1.0, "c2st": 0.765, "generators": []}
+
+
 def test_a_picture_that_is_too_large_is_not_decoded(tmp_path):
     run = leave_run(tmp_path, snapshots=(0,))
     for name in ("samples/epoch-0000.png", "neighbours.png"):

@@ -1,7 +1,7 @@
 """How far apart two sets of features are: Fréchet distance and kernel distance (KID).
 
 Both take features of any network; on those of a classifier other than Inception the first is not an FID. Neither depends on the
-order of the images (see `fixed_point`).
+order of the images (see `exact_sums`).
 
 References:
     Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, arXiv 1706.08500, equation 6.
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgjax.evaluation import fixed_point
-from psgjax.evaluation.fixed_point import Floats
+from psgjax.evaluation import exact_sums
+from psgjax.evaluation.exact_sums import Floats
 
 
 def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
@@ -40,7 +40,7 @@ def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
     Raises:
         ValueError: If shapes do not fit, there are fewer than two images a side, or a feature is not finite.
     """
-    moments = [_moments(array) for array in fixed_point.checked_pair(real, fake, 2)]
+    moments = [_moments(array) for array in exact_sums.checked_pair(real, fake, 2)]
     (mean, covariance), (other_mean, other_covariance) = moments
     singular = np.linalg.svd(_root(covariance) @ _root(other_covariance), compute_uv=False)
     apart = float(np.square(mean - other_mean).sum())
@@ -49,7 +49,7 @@ def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
 
 def _moments(features: Floats) -> tuple[Floats, Floats]:
     """Mean [F] and unbiased covariance [F, F], the same bits for any order of the rows."""
-    count, spare = len(features), fixed_point.DIGITS - fixed_point.exponent(len(features))
+    count, spare = len(features), exact_sums.DIGITS - exact_sums.exponent(len(features))
     mean = _rounded(features, spare).sum(0) / count
     # Of centred features, or a large mean would use up the digits; a product of two has n * 4^bits for its sum's bound.
     centred = features - mean[None]
@@ -69,7 +69,7 @@ def _root(covariance: Floats) -> Floats:
     return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T
 
 
-def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = fixed_point.CHUNK) -> tuple[float, float]:
+def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = exact_sums.CHUNK) -> tuple[float, float]:
     """KID: the squared maximum mean discrepancy with the kernel (x.y / F + 1)^3, without bias, and its standard error.
 
     All pairs are used, not the random blocks of the paper, whose mean has the same expectation and a larger variance. The
@@ -87,20 +87,20 @@ def kernel_distance(real: ArrayLike, fake: ArrayLike, chunk: int = fixed_point.C
     Raises:
         ValueError: If shapes do not fit, there are fewer than two images a side, or a feature is not finite.
     """
-    fixed_point.checked_chunk(chunk)
+    exact_sums.checked_chunk(chunk)
     # The kernel's 1 is a number like the features': they are not spread wider than it.
-    pair, step = fixed_point.whole(fixed_point.checked_pair(real, fake, 2), least_exponent=1)
+    pair, step = exact_sums.whole(exact_sums.checked_pair(real, fake, 2), least_exponent=1)
     one = pair[0].shape[1] * 2.0 ** (-2 * step)  # F in units of the inner products
     largest = one + max(float(np.square(rows).sum(1).max()) for rows in pair)
-    bits = fixed_point.DIGITS - 1 - fixed_point.exponent(max(map(len, pair)))
-    scale = math.ldexp(1.0, bits - 3 * fixed_point.exponent(largest))
+    bits = exact_sums.DIGITS - 1 - exact_sums.exponent(max(map(len, pair)))
+    scale = math.ldexp(1.0, bits - 3 * exact_sums.exponent(largest))
     unit = 1 / scale / one**3
 
-    with fixed_point.exactly():
+    with exact_sums.exactly():
 
         def sums(rows: Floats, others: Floats, own: bool) -> Floats:
             other = jnp.asarray(others)
-            return fixed_point.by_chunks(lambda part: _kernel_sums(part, other, one, scale, own), rows, chunk)
+            return exact_sums.by_chunks(lambda part: _kernel_sums(part, other, one, scale, own), rows, chunk)
 
         within = [sums(rows, rows, True) * unit / (len(rows) - 1) for rows in pair]
         across = [sums(rows, others, False) * unit / len(others) for rows, others in (pair, pair[::-1])]
@@ -119,7 +119,7 @@ def _kernel_sums(rows: jax.Array, others: jax.Array, one: float, scale: float, o
         base = products + one
         return jnp.rint(base * base * base * scale)  # no sum after a product: nothing to fuse, the same bits everywhere
 
-    total = kernel(fixed_point.inner_products(rows, others)).sum(1)
+    total = kernel(exact_sums.inner_products(rows, others)).sum(1)
     return total - kernel(jnp.square(rows).sum(1)) if own else total
 
 

@@ -2,7 +2,7 @@
 
 A set's manifold is the union of balls around its points, each with the distance to its point's k-th nearest neighbour for radius.
 Balls are closed, as in Kynkäänniemi et al.: a point at exactly the radius is inside, so that a copy always lies in the ball of its
-original, even of radius 0 (a point with k copies of itself). Distances are exact (see `fixed_point`), so ties do not depend on
+original, even of radius 0 (a point with k copies of itself). Distances are exact (see `exact_sums`), so ties do not depend on
 rounding, and nothing on order or chunk.
 
 References:
@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgjax.evaluation import fixed_point
-from psgjax.evaluation.fixed_point import Floats
+from psgjax.evaluation import exact_sums
+from psgjax.evaluation.exact_sums import Floats
 
 
 def precision_recall_density_coverage(
-    real: ArrayLike, fake: ArrayLike, k: int = 5, chunk: int = fixed_point.CHUNK
+    real: ArrayLike, fake: ArrayLike, k: int = 5, chunk: int = exact_sums.CHUNK
 ) -> dict[str, float]:
     """The four measures.
 
@@ -44,14 +44,14 @@ def precision_recall_density_coverage(
     """
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1 neighbour.")
-    fixed_point.checked_chunk(chunk)
-    (points, samples), _ = fixed_point.whole(fixed_point.checked_pair(real, fake, k + 1))
+    exact_sums.checked_chunk(chunk)
+    (points, samples), _ = exact_sums.whole(exact_sums.checked_pair(real, fake, k + 1))
     recalled = covered = 0
     balls = np.zeros(len(samples), np.int64)  # real ones that each sample lies in
-    with fixed_point.exactly():
+    with exact_sums.exactly():
         radii = _radii(points, k, chunk)
         others, other_radii = jnp.asarray(samples), jnp.asarray(_radii(samples, k, chunk))
-        for place, rows in fixed_point.chunks(points, chunk):
+        for place, rows in exact_sums.chunks(points, chunk):
             # Rows that fill up a chunk have a ball without points, and are cut off where they are asked for their own place.
             padded = np.concatenate([radii[place], np.full(len(rows) - len(radii[place]), -1.0)])
             inside, near, counts = _overlaps(rows, padded, others, other_radii)
@@ -70,7 +70,7 @@ def precision_recall_density_coverage(
 def _radii(points: Floats, k: int, chunk: int) -> Floats:
     """Squared distance of each point [n, F] to its k-th nearest other: [n]."""
     others = jnp.asarray(points)
-    return fixed_point.by_chunks(lambda rows: _kth_smallest(rows, others, k + 1), points, chunk)  # the first is itself
+    return exact_sums.by_chunks(lambda rows: _kth_smallest(rows, others, k + 1), points, chunk)  # the first is itself
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -79,7 +79,7 @@ def _kth_smallest(rows: jax.Array, others: jax.Array, k: int) -> jax.Array:
 
     By k passes for the next larger value: sorting, which is what `top_k` in float64 does, takes longer.
     """
-    distances = fixed_point.squared_distances(others, rows)  # [n, c]: reductions over the first axis are the fast ones
+    distances = exact_sums.squared_distances(others, rows)  # [n, c]: reductions over the first axis are the fast ones
     value = jnp.full(len(rows), -1.0)
     for _ in range(k):
         enough = (distances <= value[None]).sum(0) >= k
@@ -93,6 +93,6 @@ def _overlaps(
     rows: jax.Array, radii: jax.Array, others: jax.Array, other_radii: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Points [c, F] and [n, F], squared radii -> whether each row lies in another's ball, has one in its own; counts [n]."""
-    distances = fixed_point.squared_distances(rows, others)
+    distances = exact_sums.squared_distances(rows, others)
     within = distances <= radii[:, None]
     return (distances <= other_radii[None]).any(1), within.any(1), within.sum(0)

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from psgjax.evaluation import fixed_point
+from psgjax.evaluation import exact_sums
 
 _CENTRE = 128
 _BLOCK = 1024  # products of centred pixels are at most 2^14, and float32 holds whole numbers to 2^24
 
 
 def nearest(
-    images: NDArray[np.uint8], training: NDArray[np.uint8], chunk: int = fixed_point.CHUNK
+    images: NDArray[np.uint8], training: NDArray[np.uint8], chunk: int = exact_sums.CHUNK
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The nearest training image of each image.
 
@@ -48,13 +48,13 @@ def nearest(
         raise ValueError(
             f"images {images.shape} and training {training.shape} must be of the same height, width, channels."
         )
-    fixed_point.checked_chunk(chunk)
+    exact_sums.checked_chunk(chunk)
     rows = images.reshape(len(images), -1)
     wide = 255**2 * rows.shape[1] >= 2**31
-    with fixed_point.exactly():
+    with exact_sums.exactly():
         others = _centred(jnp.asarray(training.reshape(len(training), -1)))
         lengths = _lengths(others, jnp.int64 if wide else jnp.int32)
-        found = fixed_point.by_chunks(lambda part: _nearest(part, others, lengths), rows, chunk)
+        found = exact_sums.by_chunks(lambda part: _nearest(part, others, lengths), rows, chunk)
     return found[:, 0], np.sqrt(found[:, 1].astype(np.float64))
 
 
@@ -63,7 +63,7 @@ def _nearest(rows: jax.Array, others: jax.Array, lengths: jax.Array) -> jax.Arra
     """uint8 [c, P], centred [N, P] and their squared lengths [N] -> int64 [c, 2]: index and squared distance."""
     centred = _centred(rows)
     products = _summed(
-        lambda block: fixed_point.inner_products(centred[:, block], others[:, block]), others, lengths.dtype
+        lambda block: exact_sums.inner_products(centred[:, block], others[:, block]), others, lengths.dtype
     )
     distances = _lengths(centred, lengths.dtype)[:, None] + lengths[None] - 2 * products
     return jnp.stack([distances.argmin(1).astype(jnp.int64), distances.min(1).astype(jnp.int64)], 1)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from psgjax.data import Dataset
+from psgjax.evaluation import c2st, fitting, frechet, manifold, modes, neighbours
 from psgjax.evaluation import classifier as classifiers
-from psgjax.evaluation import coverage, difference, fitting, frechet, manifold, neighbours
 from psgjax.evaluation.classifier import Classifier
 
 Scores = dict[str, Any]
@@ -25,7 +25,7 @@ CLASSIFIED = (
     *("fcd", "histogram", "histogram_kl", "missing_classes", "precision", "recall", "density", "coverage"),
     *("classifier_score", "kid", "kid_standard_error"),
 )
-BETWEEN = ("histogram_divergence", "told_apart")
+BETWEEN = ("histogram_divergence", "c2st")
 MEMORISED = ("memorisation_rate",)
 
 
@@ -136,7 +136,7 @@ def _classified(images: np.ndarray, classifier: Classifier, real: Reference, pro
     features, probabilities = classifiers.apply(classifier, images.reshape(-1, *images.shape[2:]))
     progress(STAGES[1])
     scores = _of_features(features, probabilities, real)
-    scores["classifier_score"] = coverage.classifier_score(probabilities)
+    scores["classifier_score"] = modes.classifier_score(probabilities)
     progress(STAGES[2])
     kid, error = frechet.kernel_distance(real.features, features)
     scores |= {"kid": kid, "kid_standard_error": error}
@@ -145,8 +145,8 @@ def _classified(images: np.ndarray, classifier: Classifier, real: Reference, pro
         by_generator = features.reshape(*images.shape[:2], -1)
         split = probabilities.reshape(*images.shape[:2], -1)
         scores["generators"] = [_of_features(f, p, real) for f, p in zip(by_generator, split, strict=True)]
-        scores["histogram_divergence"] = coverage.class_divergence(np.stack([_counts(each) for each in split]))
-        scores["told_apart"] = difference.told_apart(by_generator)
+        scores["histogram_divergence"] = modes.class_divergence(np.stack([_counts(each) for each in split]))
+        scores["c2st"] = c2st.accuracy(by_generator)
     return scores
 
 
@@ -159,14 +159,14 @@ def _of_features(features: np.ndarray, probabilities: np.ndarray, real: Referenc
     return {
         "fcd": frechet.frechet_distance(real.features, features),
         "histogram": (counts / counts.sum()).tolist(),
-        "histogram_kl": None if unknown else coverage.class_kl(counts, real.counts),
-        "missing_classes": coverage.classes_missing(counts),
+        "histogram_kl": None if unknown else modes.class_kl(counts, real.counts),
+        "missing_classes": modes.classes_missing(counts),
         **manifold.precision_recall_density_coverage(real.features, features, k=NEIGHBOURS),
     }
 
 
 def _counts(probabilities: np.ndarray) -> np.ndarray:
-    return coverage.class_counts(probabilities.argmax(1), probabilities.shape[1])
+    return modes.class_counts(probabilities.argmax(1), probabilities.shape[1])
 
 
 def beside_nearest(images: np.ndarray, real: Reference) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How well generators can be told apart by their samples' features.
+"""The classifier two-sample test (C2ST): whether generators make the same, by how well their samples' features name them.
 
 References:
     Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests, 2017, arXiv 1610.06545.
@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from psgjax.evaluation import fixed_point
+from psgjax.evaluation import exact_sums
 
 _UPDATES = 300
 _MOMENTUM = 0.9
 
 
-def told_apart(features: ArrayLike, seed: int = 0) -> float:
+def accuracy(features: ArrayLike, seed: int = 0) -> float:
     """Accuracy of a logistic regression that names a sample's generator, trained on one half of the samples, tested on the other.
 
     Args:
@@ -36,7 +36,7 @@ def told_apart(features: ArrayLike, seed: int = 0) -> float:
         raise ValueError(
             f"features {array.shape} must be [K, n, F], K at least 2: one generator has none to differ from."
         )
-    sets = [fixed_point.checked_features(f"features of generator {i}", rows, 2) for i, rows in enumerate(array)]
+    sets = [exact_sums.checked_features(f"features of generator {i}", rows, 2) for i, rows in enumerate(array)]
     # One order for any order given, before the seed's.
     ordered = np.stack([rows[np.lexsort(rows.T)] for rows in sets]).astype(np.float32)
     order = np.random.default_rng(seed).permutation(ordered.shape[1])
