@@ -64,8 +64,9 @@ def run_command(
                 raise
             text, status = known
             print(one_line(text), file=sys.stderr)
-        if output:
-            output.flush()
+        finally:
+            if output:
+                output.flush()
     return status or int(output is not None and output.failed)
 
 
