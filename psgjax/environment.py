@@ -167,7 +167,9 @@ def use_compilation_cache() -> None:
                 pass
         except OSError as error:
             print(f"compiled programs are not kept, and will be compiled again next time: {error}", file=sys.stderr)
-            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would say at length that it keeps nothing, either
+            logging.getLogger("matplotlib").setLevel(
+                logging.ERROR
+            )  # it would say at length that it keeps nothing, either
             folder = ""
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -84,6 +84,8 @@ def test_upper_and_lower_case_are_no_difference_between_names():
 
 
 def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown method 'PSG'.*Did you mean 'psg'"):
+        configuration.named_method("PSG")
     with pytest.raises(ConfigError, match="unknown method 'sgan'.*psg, sngan, gan.*Did you mean 'sngan'"):
         configuration.named_method("sgan")
 
