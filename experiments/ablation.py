@@ -162,29 +162,27 @@ def configure(options: Options) -> list[Cell]:
 
 
 def complete(options: Options, cell: Cell, data: Dataset) -> Cell:
-    """The cell on MNIST with its number of steps and the source that was read."""
+    """The cell on MNIST with its number of steps."""
     if cell.config is None:
         return cell
     epochs = TASKS["mnist"]["epochs"] if options.epochs is None else options.epochs
     per_epoch = cell.config.steps_per_epoch(len(data.images))
-    config = dataclasses.replace(
-        cell.config,
-        steps=epochs * per_epoch if options.steps is None else options.steps,
-        data=dataclasses.replace(cell.config.data, source=data.info["source"]),
-        warning=data.info["warning"],
-    )
-    return dataclasses.replace(cell, config=config)
+    steps = epochs * per_epoch if options.steps is None else options.steps
+    return dataclasses.replace(cell, config=dataclasses.replace(cell.config, steps=steps))
 
 
-def settings(options: Options, config: Config) -> dict[str, Any]:
-    """Everything that decides a cell's result, as JSON has it."""
+def settings(options: Options, config: Config, data: Dataset | None) -> dict[str, Any]:
+    """Everything that decides a cell's result, as JSON has it: of the images on MNIST, what they are and not where they lie."""
     values: dict[str, Any] = json.loads(schema.to_json(config))
-    if options.task == "mnist":
-        return {"task": "mnist", **values}
+    del values["data"]
+    if data is not None:
+        return {
+            "task": "mnist",
+            **values,
+            "data": {name: data.info.get(name) for name in ("sha256", "held_out_sha256")},
+        }
     names = ("task", "mixture", *(item.name for item in dataclasses.fields(mixtures.Protocol)))
-    return {name: getattr(options, name) for name in names} | {
-        name: value for name, value in values.items() if name not in ("data", "warning")
-    }
+    return {name: getattr(options, name) for name in names} | values
 
 
 def read_cell(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -209,15 +207,17 @@ def read_cell(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than a grid. Writes nothing.
+    """Refuse a folder in which something else than a grid would be overwritten. Writes nothing.
 
     Raises:
         ConfigError: With what is in the way.
     """
+    from psgjax.identity import check_free
+
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "cells").is_dir():
-        raise ConfigError(f"--out {out} is not empty and holds no cells; choose another folder, or empty it.")
+    if not (out / "cells").is_dir():
+        check_free(out, ("results.json", "results.md", "runs"))
 
 
 Work = Callable[[str, Config], dict[str, Any] | None]
@@ -314,17 +314,19 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data, the folder or its cells.
     """
     cells = configure(options)
+    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     check_out(options.out)
     from psgjax import data as datasets
-    from psgjax import environment
+    from psgjax import environment, identity
     from psgjax.tracking import write_atomically
 
     say = tell(console)
     environment.settle()
     environment.use_compilation_cache()
+    data: Dataset | None = None
     if options.task == "mnist":
-        first = next((cell.config for cell in cells if cell.config), None)
-        data = datasets.load(first.data if first else Data(), progress=say)
+        asked = next((cell.config.data for cell in cells if cell.config), Data())
+        data = datasets.load(identity.find_data(asked, sorted(options.out.glob("runs/*"))), progress=say)
         cells = [complete(options, cell, data) for cell in cells]
         work = on_mnist(options, console, data, stop)
     else:
@@ -332,7 +334,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     possible = [(cell.name, cell.config) for cell in cells if cell.config]
     results: dict[str, Any] = {}
     for name, config in possible:
-        record = read_cell(options.out / "cells" / f"{name}.json", settings(options, config))
+        record = read_cell(options.out / "cells" / f"{name}.json", settings(options, config, data))
         if record is not None:
             results[name] = record
     if results:
@@ -348,7 +350,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
             say(f"stopped in {name}; run the same command again to go on")
             return 128 + stop.signal
         seconds = round(time.monotonic() - started, 1)
-        record = {"settings": settings(options, config), **provenance, "seconds": seconds, "result": result}
+        record = {"settings": settings(options, config, data), **provenance, "seconds": seconds, "result": result}
         results[name] = record
         text = mixtures.to_json(record)
         write_atomically(options.out / "cells" / f"{name}.json", text)

@@ -17,6 +17,7 @@ seed, each generator in its own colour).
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shlex
@@ -115,10 +116,12 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: With what is in the way.
     """
+    from psgjax.identity import check_free
+
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "results.json").is_file():
-        raise ConfigError(f"--out {out} is not empty and holds no results.json; choose another folder, or empty it.")
+    if not (out / "results.json").is_file():
+        check_free(out, ("results.md", "samples.png"))
 
 
 def table(name: str, results: dict[str, Any], seeds: int) -> tuple[str, list[str], list[list[str]]]:
@@ -171,7 +174,7 @@ def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[st
 def settings(config: Config) -> dict[str, Any]:
     """The configuration as JSON has it, without what belongs to images on disk."""
     values: dict[str, Any] = json.loads(schema.to_json(config))
-    return {key: value for key, value in values.items() if key not in ("data", "warning", "seed")}
+    return {key: value for key, value in values.items() if key not in ("data", "seed")}
 
 
 def run(options: Options, command: str, console: Console) -> None:
@@ -181,6 +184,7 @@ def run(options: Options, command: str, console: Console) -> None:
         ConfigError: Before anything is written, for all that is wrong with the options or the folder.
     """
     configs = configure(options)
+    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     check_out(options.out)
     import jax
 

@@ -141,35 +141,34 @@ def configure(options: Options) -> dict[str, Config]:
 
 
 def complete(options: Options, config: Config, data: Dataset) -> Config:
-    """The configuration with its number of steps, now that the number of images is known, and with the source that was read."""
+    """The configuration with its number of steps, now that the number of images is known."""
     epochs = PRESETS[options.preset]["epochs"] if options.epochs is None else options.epochs
     per_epoch = config.steps_per_epoch(len(data.images))
     steps = epochs * per_epoch if options.steps is None else options.steps
-    source = dataclasses.replace(config.data, source=data.info["source"])
-    return dataclasses.replace(config, steps=steps, data=source, warning=data.info["warning"])
+    return dataclasses.replace(config, steps=steps)
 
 
-def check_out(out: Path, configs: dict[str, Config], seeds: Sequence[int] = ()) -> None:
-    """Refuse an output folder that holds other runs or something else. Writes nothing.
+def check_out(out: Path, configs: dict[str, Config], data: Dataset, seeds: Sequence[int] = ()) -> None:
+    """Refuse an output folder that holds other runs, or what they would overwrite. Writes nothing.
 
     Raises:
         ConfigError: With the settings or seeds that differ, or with what is in the way.
     """
-    from psgjax.runfolder import check_folder, runs_in
+    from psgjax.identity import check_folder, check_free, runs_in
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
     existing = {path.name: list(found.values()) for path in sorted(out.glob("*/")) if (found := runs_in(path))}
-    if not existing and any(path.is_file() for path in out.rglob("*")):
-        raise ConfigError(f"--out {out} is not empty and holds no run; choose another folder, or empty it.")
+    if not existing:
+        check_free(out, ("report.html", "summary.json", "figures"))
     for name, config in configs.items():
         for other_name, (other, *_) in existing.items():
             if (
                 other_name != name
             ):  # methods in one folder are compared in one report: all but the method must be the same
                 check = dataclasses.replace(config, method_name=other.method_name, method=other.method)
-                check_folder(out / other_name, check, seeds)
-        check_folder(out / name, config, seeds)
+                check_folder(out / other_name, check, data, seeds)
+        check_folder(out / name, config, data, seeds)
 
 
 def run(options: Options, console: Console, stop: Stop) -> int:
@@ -179,6 +178,7 @@ def run(options: Options, console: Console, stop: Stop) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
     """
     configs = configure(options)
+    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     if not options.distributed:
         return _train(options, configs, console, stop)
     from psgjax import sharding
@@ -191,14 +191,12 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
     import jax
 
     from psgjax import data as datasets
-    from psgjax import environment, runfolder, sharding, training
+    from psgjax import environment, identity, sharding, training
 
     environment.settle()
-    first = next(iter(configs.values()))
-    recorded = [c.data for path in sorted(options.out.glob("*/")) for c in runfolder.runs_in(path).values()]
-    if first.data.source == "auto" and recorded:  # a run goes on with the source that it began with
-        first = dataclasses.replace(first, data=dataclasses.replace(first.data, source=recorded[0].source))
-    data = datasets.load(first.data, tell(console))
+    asked = next(iter(configs.values())).data
+    runs = [run for path in sorted(options.out.glob("*/")) for run in identity.runs_in(path)]
+    data = datasets.load(identity.find_data(asked, runs), tell(console))
     if data.info["warning"]:
         warn(console, data.info["warning"])
     configs = {name: complete(options, config, data) for name, config in configs.items()}
@@ -210,7 +208,7 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
     }
     writes = jax.process_index() == 0
     if writes:
-        check_out(options.out, configs, seeds)
+        check_out(options.out, configs, data, seeds)
         options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
 

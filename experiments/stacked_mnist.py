@@ -17,7 +17,6 @@ Writes runs/stacked_mnist/: results.json, results.md, and a run for each trial o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import shlex
@@ -178,6 +177,8 @@ def stack(digits: np.ndarray, labels: np.ndarray, count: int, seed: tuple[int, .
 
 def stacked(digits: Dataset, count: int, seed: int) -> Dataset:
     """Stacked images of a data set's digits: of the training ones to train on, of the held-out ones to hold out."""
+    from psgjax.data import fingerprints
+
     images, modes = stack(digits.images, digits.labels, count, (seed, _STACKS, 0))
     held_out, held_out_modes = stack(digits.held_out_images, digits.held_out_labels, _HELD_OUT, (seed, _STACKS, 1))
     info = {
@@ -186,7 +187,7 @@ def stacked(digits: Dataset, count: int, seed: int) -> Dataset:
         "train_images": count,
         "held_out_images": _HELD_OUT,
         "canonical": False,
-        "sha256": hashlib.sha256(images.data).hexdigest(),
+        **fingerprints(images, modes, held_out, held_out_modes),
     }
     return dataclasses.replace(
         digits, images=images, labels=modes, held_out_images=held_out, held_out_labels=held_out_modes, info=info
@@ -267,27 +268,27 @@ def trial_folder(out: Path, config: Config) -> Path:
     return out / config.method_name / f"seed-{config.seed}"
 
 
-def check_out(out: Path, configs: dict[str, list[Config]]) -> None:
-    """Refuse an output folder that holds other runs or something else. Writes nothing.
+def check_out(out: Path, configs: dict[str, list[Config]], data: Dataset) -> None:
+    """Refuse an output folder that holds other runs, or what they would overwrite. Writes nothing.
 
     Raises:
         ConfigError: With the settings that differ, or with what is in the way.
     """
-    from psgjax.runfolder import check_folder
+    from psgjax.identity import check_folder, check_free
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not any(out.glob("*/seed-*/config.json")):
-        raise ConfigError(f"--out {out} is not empty and holds no trial; choose another folder, or empty it.")
+    if not any(out.glob("*/seed-*/config.json")):
+        check_free(out, ("results.json", "results.md"))
     for trials in configs.values():
         for config in trials:
-            check_folder(trial_folder(out, config), config)
+            check_folder(trial_folder(out, config), config, data)
 
 
 def settings(config: Config) -> dict[str, Any]:
     """The configuration as JSON has it, without what differs between trials and what belongs to a machine."""
     values: dict[str, Any] = json.loads(schema.to_json(config))
-    return {key: value for key, value in values.items() if key not in ("data", "warning", "seed")}
+    return {key: value for key, value in values.items() if key not in ("data", "seed")}
 
 
 def run(options: Options, command: str, console: Console, stop: Stop) -> int:
@@ -298,25 +299,21 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     """
     protocol, configs = options.protocol, configure(options)
     from psgjax import data as datasets
-    from psgjax import environment, training
+    from psgjax import environment, identity, training
     from psgjax.evaluation.fitting import for_data
     from psgjax.tracking import write_atomically
 
     say = tell(console)
     environment.settle()
-    first = next(iter(configs.values()))[0].data
-    digits = datasets.load(first, progress=say)
+    out = schema.local_path("--out", options.out)
+    asked = next(iter(configs.values()))[0].data
+    digits = datasets.load(identity.find_data(asked, sorted(out.glob("*/seed-*"))), progress=say)
     if digits.info["warning"]:
         warn(console, digits.info["warning"])
-    source = dataclasses.replace(first, source=digits.info["source"])
-    configs = {
-        name: [dataclasses.replace(config, data=source, warning=digits.info["warning"]) for config in trials]
-        for name, trials in configs.items()
-    }
-    check_out(options.out, configs)
+    data = stacked(digits, protocol.images, options.data_seed)
+    check_out(out, configs, data)
     environment.use_compilation_cache()
     provenance = environment.provenance()
-    data = stacked(digits, protocol.images, options.data_seed)
     classifier = for_data(digits, say)
     assert classifier is not None, "MNIST and Fashion-MNIST have labels"
     image_shape = data.images.shape[1:]
@@ -325,7 +322,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     for name, trials in configs.items():
         per_trial = []
         for config in trials:
-            folder = trial_folder(options.out, config)
+            folder = trial_folder(out, config)
             outcome = training.train(config, data, folder, console=console, stop=stop)
             if not outcome.finished:
                 say(
@@ -363,9 +360,9 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         f"{some.batch_size}), {some.network.name} of width {some.network.width}; {options.samples:,} samples. "
         f"The classifier names {classifier.info['accuracy']:.2%} of test digits right."
     )
-    write_atomically(options.out / "results.md", f"`{command}`\n\n{told}\n\n{markdown(*shown)}\n{NOTE}\n")
-    write_atomically(options.out / "results.json", to_json(record))
-    say(f"results: {options.out}")
+    write_atomically(out / "results.md", f"`{command}`\n\n{told}\n\n{markdown(*shown)}\n{NOTE}\n")
+    write_atomically(out / "results.json", to_json(record))
+    say(f"results: {out}")
     return 0
 
 

@@ -287,7 +287,7 @@ class Config:
         int, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
     ] = 0
     evaluation_samples: Annotated[int, Doc("Samples of all generators together to measure it on.")] = 10_000
-    warning: Annotated[str | None, Doc("What a reader must know of the data; filled in by the loader.")] = None
+    _former = ("warning",)  # fields that earlier versions wrote, which decide nothing
 
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""

@@ -5,6 +5,7 @@ Nothing heavier than numpy is imported here; mlxtend and TensorFlow Datasets loa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from psgjax import idx, tfds
+from psgjax import idx, schema, tfds
 from psgjax.config import Data
 from psgjax.idx import INSTEAD, DataError, Split
 
-__all__ = ["DataError", "Dataset", "load"]
+__all__ = ["DataError", "Dataset", "fingerprints", "load"]
 
 _TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 _PACKAGED_HELD_OUT = 50  # of the packaged 500 images of each digit
@@ -31,9 +32,10 @@ class Dataset:
         labels: [N] int32, 0 to 9.
         held_out_images: [M, H, W, 1] uint8, never trained on: the published test images, or 50 packaged images of each digit.
         held_out_labels: [M] int32.
-        info: JSON-able: `source` (the one used: idx, tfds or packaged), `name`, `description` (a phrase for people),
-            `train_images` and `held_out_images` (counts), `canonical` (the source holds exactly the published images and
-            labels), `sha256` (of the bytes of `images`), `warning` (one line, or None).
+        info: JSON-able: `source` (the one used: idx, tfds or packaged), `dir` (the absolute path of the folder that was given,
+            or None), `name`, `description` (a phrase for people), `train_images` and `held_out_images` (counts), `canonical`
+            (the source holds exactly the published images and labels), `sha256` and `held_out_sha256` (`fingerprints`),
+            `warning` (one line, or None).
     """
 
     images: np.ndarray
@@ -41,6 +43,22 @@ class Dataset:
     held_out_images: np.ndarray
     held_out_labels: np.ndarray
     info: dict[str, Any]
+
+
+def fingerprints(
+    images: np.ndarray, labels: np.ndarray, held_out_images: np.ndarray, held_out_labels: np.ndarray
+) -> dict[str, str]:
+    """What a data set is, wherever it lies: `sha256` of what is trained on, `held_out_sha256` of what it is measured by.
+
+    The one is that of the bytes of `images`, the other of all the rest.
+    """
+    measured_by = hashlib.sha256()
+    for array in (labels, held_out_images, held_out_labels):
+        measured_by.update(np.ascontiguousarray(array).data)
+    return {
+        "sha256": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        "held_out_sha256": measured_by.hexdigest(),
+    }
 
 
 def load(config: Data, progress: Callable[[str], None] = print) -> Dataset:
@@ -56,6 +74,8 @@ def load(config: Data, progress: Callable[[str], None] = print) -> Dataset:
     Raises:
         DataError: If the images are missing, unreadable or not the ones asked for.
     """
+    if config.dir is not None:
+        config = dataclasses.replace(config, dir=schema.local_path("data.dir", config.dir))
     if config.source == "packaged":
         return _packaged(config)
     if config.source == "idx" or (config.source == "auto" and config.dir is not None):
@@ -111,14 +131,16 @@ def _dataset(
     )
     if len(images) < len(train[0]):
         description += f" (the first of {len(train[0]):,} training images)"
+    arrays = images, labels.astype(np.int32), held_out[0], held_out[1].astype(np.int32)
     info = {
         "source": source,
+        "dir": config.dir and str(config.dir.absolute()),
         "name": config.name,
         "description": description,
         "train_images": len(images),
         "held_out_images": len(held_out[0]),
         "canonical": canonical,
-        "sha256": hashlib.sha256(images.data).hexdigest(),
+        **fingerprints(*arrays),
         "warning": warning,
     }
-    return Dataset(images, labels.astype(np.int32), held_out[0], held_out[1].astype(np.int32), info)
+    return Dataset(*arrays, info)

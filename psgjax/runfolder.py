@@ -1,8 +1,8 @@
-"""What a run leaves in its folder, and whose folder it is: settings, environment, lock, metrics, pictures, checkpoints."""
+"""What a run leaves in its folder: settings, environment, lock, metrics, pictures, checkpoints."""
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from psgjax import schema
@@ -19,80 +20,22 @@ from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
 from psgjax.environment import provenance, versions
+from psgjax.identity import check_folder
+from psgjax.identity import data_of as data_of
+from psgjax.identity import read_config as read_config
 from psgjax.state import TrainState
 from psgjax.tracking import Line, MetricsFile, image_grid, read_lines, to_pixels, write_atomically, write_png
 
-
-def runs_of(folder: Path, config: Config, seeds: Sequence[int] = ()) -> dict[Path, Config]:
-    """The folder and the configuration of each run: in folder/seed-N for each of several seeds, or else one in the folder itself.
-
-    Args:
-        folder: A method's.
-        config: The method's.
-        seeds: In place of the configuration's one.
-    """
-    if len(seeds) > 1:
-        return {folder / f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
-    return {folder: dataclasses.replace(config, seed=seeds[0]) if seeds else config}
-
-
-def read_config(folder: Path) -> Config | None:
-    """The configuration of the run in that folder, or None where there is no run.
-
-    Raises:
-        ConfigError: If the folder's config.json cannot be read as one.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        return schema.from_json(Config, path.read_text(encoding="utf-8"))
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a configuration of this version: {error} Choose another --out.") from None
-
-
-def runs_in(folder: Path) -> dict[Path, Config]:
-    """The runs that `runs_of` once put there, by seed; empty where there is none.
-
-    Raises:
-        ConfigError: If a config.json cannot be read as one.
-    """
-    found = {path: config for path in (folder, *folder.glob("seed-*")) if (config := read_config(path)) is not None}
-    return dict(sorted(found.items(), key=lambda item: item[1].seed))
-
-
-def check_folder(folder: Path, config: Config, seeds: Sequence[int] = ()) -> None:
-    """Refuse a folder that holds other runs than those of `runs_of`, or something that is no run. Writes nothing.
-
-    Raises:
-        ConfigError: With the settings or seeds that differ, or with what is in the way.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; --out must name a folder.")
-    wanted, found = runs_of(folder, config, seeds), runs_in(folder)
-    begun = any(any((path / "checkpoints").glob("[0-9]*")) for path in found)
-    # A run that was killed before it had made all folders may make the others.
-    if found.keys() - wanted.keys() or (begun and wanted.keys() - found.keys()):
-        known, given = (" ".join(str(run.seed) for run in runs.values()) for runs in (found, wanted))
-        raise ConfigError(
-            f"{folder} holds {'the seeds' if len(found) > 1 else 'a run of seed'} {known}, asked for is {given}: seeds are trained "
-            "together from the first step. Choose another --out, or the same seeds."
-        )
-    for path, config in wanted.items():
-        different = schema.differences(found[path], config) if path in found else []
-        if different:
-            raise ConfigError(
-                f"{path} holds a run with other settings: {'; '.join(different)}. Choose another --out, or the same settings."
-            )
-        if path not in found and any(inside.is_file() and inside.name != "lock" for inside in path.rglob("*")):
-            raise ConfigError(
-                f"{path} is not empty and holds no run (no config.json); choose another --out, or empty it."
-            )
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # of a file system that has none
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold the run folder for this process; the operating system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: The run's.
+        tell: Hears a sentence where the file system has no locks; then nothing is held.
 
     Raises:
         ConfigError: If another process holds it, with that one's number and host.
@@ -100,40 +43,36 @@ def alone(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read() or "another process"
             raise ConfigError(
                 f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out."
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            tell(f"the file system of {folder} has no locks: see that no other process trains there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
 
-def environment(config: Config, data: Dataset) -> dict[str, Any]:
-    """What env.json records: command, commit, versions, hardware, data."""
+def environment(config: Config, data: Dataset, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+    """What env.json records: command, commit, versions, hardware, how it was shared, data."""
     shape = {"steps_per_epoch": config.steps_per_epoch(len(data.images)), "image_shape": data.images.shape[1:]}
-    return {**provenance(), **shape, "data": data.info}
+    return {**provenance(), "mesh": mesh and dict(mesh.shape), **shape, "data": data.info}
 
 
 def _keep_environment(path: Path, now: dict[str, Any]) -> None:
-    """Write env.json, or add this resumption to it."""
+    """Write env.json, or add this resumption to it, and where the images were found this time."""
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            description, sha256 = (str(before["data"][name]) for name in ("description", "sha256"))
-        except (ValueError, LookupError, TypeError, RecursionError):
-            raise ConfigError(f"{path} is damaged; restore that file, or choose another --out.") from None
-        if sha256 != now["data"]["sha256"]:
-            raise ConfigError(
-                f"the training images are not those that {path.parent} began with: then {description} (SHA-256 "
-                f"{sha256[:12]}), now {now['data']['description']} ({now['data']['sha256'][:12]}). "
-                "Restore them, or choose another --out."
-            )
-        keys = ("command", "commit", "versions", "device", "started")
-        now = {**before, "resumed": [*before.get("resumed", []), {key: now[key] for key in keys}]}
+        before = json.loads(path.read_text(encoding="utf-8"))  # `check_folder` has read it
+        keys = ("command", "commit", "versions", "device", "mesh", "started")
+        resumed = [*before.get("resumed", []), {key: now[key] for key in keys}]
+        warning = now["data"].get("warning") or before["data"].get("warning")
+        now = {**before, "data": {**now["data"], "warning": warning}, "resumed": resumed}
     write_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
@@ -190,24 +129,27 @@ class RunFolder:
 
 
 @contextmanager
-def opened(path: Path, config: Config, data: Dataset, tell: Callable[[str], None]) -> Iterator[RunFolder]:
+def opened(
+    path: Path, config: Config, data: Dataset, mesh: jax.sharding.Mesh | None, tell: Callable[[str], None]
+) -> Iterator[RunFolder]:
     """A run's folder, made if need be and held for this process, with its settings and environment written down.
 
     Args:
         path: The folder.
         config: The run's.
         data: What it trains on.
+        mesh: The devices that share the work, where there are several.
         tell: Hears, in a sentence each, which damaged checkpoints are set aside.
 
     Raises:
         ConfigError: If another process holds it, or the data are not those that the run began with.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with alone(path):
-        check_folder(path, config)  # another process may have begun here before this one held it
+    with alone(path, tell):
+        check_folder(path, config, data)  # another process may have begun here before this one held it
         if not (path / "config.json").exists():
             write_atomically(path / "config.json", schema.to_json(config))
-        _keep_environment(path / "env.json", environment(config, data))
+        _keep_environment(path / "env.json", environment(config, data, mesh))
         with Checkpoints(path / "checkpoints", tell=tell) as checkpoints:
             run = RunFolder(path, config, checkpoints)
             try:

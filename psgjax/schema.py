@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import reprlib
 import sys
 from numbers import Integral
@@ -83,6 +84,23 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
+def local_path(name: str, path: Path) -> Path:
+    """A path in this machine's file system: as given, but for a `~` at its beginning, which is the user's home.
+
+    Raises:
+        ConfigError: If it is the address of something elsewhere, or the home is not known.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        address = str(path).replace(":/", "://", 1)
+        raise ConfigError(
+            f"{name} {address} is not on this machine; give a folder of a file system that is mounted here."
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name} {path}: there is no home folder of that name; give the path in full.") from None
+
+
 T = TypeVar("T")
 
 
@@ -138,6 +156,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{label} is {_short.repr(value)}; it must be a JSON object.")
         hints = get_type_hints(kind, include_extras=True)
+        value = {name: item for name, item in value.items() if name not in getattr(kind, "_former", ())}
         for name in value:
             known("setting", name, tuple(hints))
         return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]

@@ -34,9 +34,10 @@ from psgjax.environment import (
     trim_heaps,
     use_compilation_cache,
 )
+from psgjax.identity import check_folder, runs_of
 from psgjax.networks import stack
 from psgjax.observer import Observer
-from psgjax.runfolder import RunFolder, check_folder, opened, restore, runs_of
+from psgjax.runfolder import RunFolder, opened, restore
 from psgjax.sharding import agreed, gathered, place_images
 from psgjax.shell import Failure, Stop, run_command, tell, terminal
 from psgjax.state import TrainState, abstract, make_init, placed
@@ -102,13 +103,15 @@ def train(
         raise ConfigError(f"the processes read different training images; this one {data.info['description']}.")
     writes = jax.process_index() == 0
     if writes:
-        check_folder(folder, config, seeds)
+        check_folder(folder, config, data, seeds)
     per_epoch = config.steps_per_epoch(len(data.images))
     limit_heaps()
     with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
         runs = [
-            resources.enter_context(opened(path, each, data, tell(console))) for path, each in wanted.items() if writes
+            resources.enter_context(opened(path, each, data, mesh, tell(console)))
+            for path, each in wanted.items()
+            if writes
         ]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []

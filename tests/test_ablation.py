@@ -150,7 +150,7 @@ def test_on_images_it_resumes_and_reports_the_papers_statistics(images, monkeypa
     first = cell_files()
     assert list(first) == NAMES[1:]
     record = json.loads(first[NAMES[1]][1])
-    assert record["settings"]["data"]["source"] == "packaged"
+    assert record["settings"]["data"]["sha256"] == "0" * 64
     assert record["result"]["steps"] == 16
     assert record["result"]["loss_at_equilibrium"]["generator"] == pytest.approx(np.log(3))
     assert Path(f"out/runs/{NAMES[1]}/metrics.jsonl").exists()
@@ -193,13 +193,13 @@ def test_on_images_a_stop_keeps_what_is_done_and_a_divergence_is_a_result(images
         (["--batch-size", "1001"], "batch_size 1001"),
         (["--steps", "0"], "steps is 0"),
         (["--out", "file"], "is a file"),
-        (["--out", "full"], "holds no cells"),
+        (["--out", "full"], "full/results.md is of no run"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_status_2(arguments, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").touch()
+    (tmp_path / "full" / "results.md").write_text("a letter")
     assert ablation.main([*TINY, *arguments]) == 2
     assert message in one_line(capsys)
     assert not (tmp_path / "out").exists()

@@ -104,7 +104,6 @@ SETTINGS = st.builds(
     optimizer=st.builds(Optimizer, learning_rate=st.floats(1e-9, 10), beta1=st.floats(0, 0.999)),
     data=st.builds(Data, dir=st.none() | st.just(Path("a/b")), train_images=st.integers(0, 10**6)),
     seed=st.integers(0, 2**32 - 1),
-    warning=st.none() | st.text(),
 )
 
 

@@ -159,13 +159,13 @@ def test_the_same_command_gives_the_same_figures():
         (["--network.name", "dcgan28"], "network.name dcgan "),
         (["--method.generators", "1"], "method.generators 1 with method.loss mad-gan"),
         (["--out", "file"], "is a file"),
-        (["--out", "full"], "holds no results.json"),
+        (["--out", "full"], "full/results.md is of no run"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_status_2(arguments, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").touch()
+    (tmp_path / "full" / "results.md").write_text("a letter")
     assert mixture2d.main([*TINY, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -85,12 +85,13 @@ def test_trains_both_methods_and_writes_everything(idx, tmp_path, capsys):
     for method in ("psg", "sngan"):
         folder = out / method
         config = from_json(Config, (folder / "config.json").read_text())
-        assert (config.method, config.steps, config.data.source) == (METHODS[method], 16, "idx")
+        assert (config.method, config.steps) == (METHODS[method], 16)
         assert [(line["epoch"], line["step"], line["images"]) for line in read_lines(folder / "metrics.jsonl")] == [
             (1, 8, 64),
             (2, 16, 128),
         ]
-        assert json.loads((folder / "env.json").read_text())["data"]["train_images"] == 64
+        found = json.loads((folder / "env.json").read_text())["data"]
+        assert (found["source"], found["dir"], found["train_images"]) == ("idx", str(idx), 64)
         assert {path.name for path in (folder / "samples").iterdir()} == {f"epoch-000{i}.png" for i in range(3)}
     told = capsys.readouterr().out
     assert "psg: training 16 steps (2 epochs) at batch size 8 on cpu" in told
@@ -179,7 +180,7 @@ BAD = [
     (["--methods", "mad-gan", "--method.generators", "1"], "needs at least two"),
     (["--data.dir", "{idx}", "--out", "a-file"], "a-file is a file; it must name a folder"),
     (["--data.dir", "{idx}", "--out", "a-file/sub"], "a-file"),
-    (["--data.dir", "{idx}", "--out", "thesis"], "thesis is not empty and holds no run"),
+    (["--data.dir", "{idx}", "--out", "thesis"], "thesis/report.html is of no run and would be overwritten"),
 ]
 
 
@@ -190,7 +191,7 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(arguments, messag
     (tmp_path / "empty").mkdir()
     (tmp_path / "a-file").write_text("precious")
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/chapter.tex").write_text("precious")
+    (tmp_path / "thesis/report.html").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
     assert main(*(str(argument).format(idx=idx) for argument in arguments)) == 2
     captured = capsys.readouterr()

@@ -106,13 +106,13 @@ def test_the_command_end_to_end(digits, capsys):
         (["--data-seed", "-1"], "data_seed is -1"),
         (["--images", "4"], "batch_size 8"),
         (["--out", "file"], "is a file"),
-        (["--out", "full"], "holds no trial"),
+        (["--out", "full"], "full/results.md is of no run"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_status_2(digits, arguments, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").touch()
+    (tmp_path / "full" / "results.md").write_text("a letter")
     assert stacked_mnist.main([*TINY, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -165,9 +165,9 @@ def test_other_settings_or_something_else_in_the_folder_are_refused(data, tmp_pa
     with pytest.raises(ConfigError, match="other settings: batch_size: 4 -> 8; seed: 0 -> 5"):
         train(dataclasses.replace(config, seed=5, batch_size=8), data, tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == listing
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/thesis.tex").touch()
-    with pytest.raises(ConfigError, match="holds no run"):
+    (tmp_path / "other/samples").mkdir(parents=True)
+    (tmp_path / "other/samples/thesis.tex").touch()
+    with pytest.raises(ConfigError, match="other/samples is of no run and would be overwritten"):
         train(config, data, tmp_path / "other")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
@@ -196,7 +196,7 @@ def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
     hold = "import sys, time, pathlib; from psgjax import runfolder\n"
-    hold += "with runfolder.alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    hold += "with runfolder.alone(pathlib.Path(sys.argv[1]), print): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=f"in use by process {process.pid} on {socket.gethostname()}; wait"):

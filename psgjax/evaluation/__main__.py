@@ -32,6 +32,7 @@ from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, reference, reference_of, score
 from psgjax.evaluation.table import show
 from psgjax.pictures import RangeName
+from psgjax.runfolder import data_of
 from psgjax.schema import check_seed, override
 from psgjax.shell import check_output, run_command, tell, terminal
 from psgjax.tracking import write_atomically
@@ -131,7 +132,8 @@ def evaluate(options: Options, console: Console) -> Scores:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("reference", total=1 + len(STAGES))
             if options.reference is None:
-                real = reference_of(datasets.load(override(config.data, options.data), line), line)
+                run = options.images if (options.images / "config.json").is_file() else options.images.parent
+                real = reference_of(data_of(run, config, line, override(Data(), options.data)), line)
             else:
                 real = _reference(options, line, note)
             scores = score(
