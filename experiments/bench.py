@@ -2,6 +2,7 @@
 
     python -m experiments.bench                   # psg, sngan and gan at batch size 128: twelve minutes on two cores
     python -m experiments.bench --convolutions    # each convolution of the step, inside a loop and outside: three minutes
+    python -m experiments.bench --network resnet --width 16    # residual networks instead of dcgan
     python -m experiments.bench --json results.json --methods psg --contenders psgjax torch
 
 Each contender trains in a process of its own, and they take turns: so many steps each, round after round, the machine's matmul peak
@@ -41,7 +42,12 @@ METHODS = ("psg", "sngan", "gan")
 class Options:
     """The command line: lists take several values."""
 
-    methods: Annotated[tuple[str, ...], Doc(f"Methods to train: {', '.join(METHODS)}.")] = METHODS
+    methods: Annotated[
+        tuple[str, ...],
+        Doc(
+            f"Methods to train: {', '.join(METHODS)}, if not given; of resnet no sngan, as some kernels are zero at first."
+        ),
+    ] = ()
     contenders: Annotated[
         tuple[str, ...], Doc(f"Who takes part: {', '.join(race.CONTENDERS)}; all that are installed, if not given.")
     ] = ()
@@ -51,6 +57,9 @@ class Options:
     replicas: Annotated[
         tuple[int, ...], Doc("Independent runs trained at once; 1, and on a GPU up to 64, if not given.")
     ] = ()
+    network: Annotated[
+        Literal["dcgan", "resnet"], Doc("Layers that everybody trains; of resnet there is no plain Flax port.")
+    ] = "dcgan"
     width: Annotated[int, Doc("Channels of the layer next to the image.")] = 64
     precision: Annotated[
         Literal["float32", "tf32"], Doc("Of everybody's matrix products and convolutions; tf32 where the GPU has it.")
@@ -112,8 +121,16 @@ def parse(arguments: list[str] | None) -> Options:
     for path in (options.json and options.json.parent, options.profile and options.profile.parent):
         if path and not path.is_dir():
             raise ConfigError(f"{path} is no folder; create it first.")
-    everyone = tuple(name for name in race.CONTENDERS if installed or not name.startswith("torch"))
-    return dataclasses.replace(options, contenders=options.contenders or everyone)
+    missing = {"resnet": {"sngan", "flax"}}.get(options.network, set())
+    for name in (*options.methods, *options.contenders):
+        if name in missing:
+            raise ConfigError(f"--network {options.network} with {name}: there is none; leave it out.")
+    everyone = [name for name in race.CONTENDERS if installed or not name.startswith("torch")]
+    return dataclasses.replace(
+        options,
+        methods=options.methods or tuple(name for name in METHODS if name not in missing),
+        contenders=options.contenders or tuple(name for name in everyone if name not in missing),
+    )
 
 
 def show_race(results: list[dict[str, Any]]) -> str:
@@ -121,8 +138,8 @@ def show_race(results: list[dict[str, Any]]) -> str:
     first = results[0]
     peak = first["matmul_peak"]
     title = (
-        f"{first['method']}, batch size {first['batch_size']}, replicas {first['replicas']}, width {first['width']}, "
-        f"{first['precision']}: {first['operations'] / 1e9:.4g} GFLOP a step written out (XLA counts "
+        f"{first['method']}, {first['network']}, batch size {first['batch_size']}, replicas {first['replicas']}, "
+        f"width {first['width']}, {first['precision']}: {first['operations'] / 1e9:.4g} GFLOP a step written out (XLA counts "
         f"{first['xla_operations'] / 1e9:.4g}), of which psgjax does {first['operations_done'] / 1e9:.4g} here "
         f"({first['xla_operations_done'] / 1e9:.4g}); "
         f"matmul peak {peak['median'] / 1e9:,.0f} GFLOP/s ({peak['least'] / 1e9:,.0f} to {peak['most'] / 1e9:,.0f})"

@@ -173,14 +173,20 @@ class Network:
         int, Doc("Channels of the layer next to the image (mlp: of every hidden layer); deeper layers have multiples.")
     ] = 64
     latent_size: Annotated[int, Doc("Length of the latent vector z, drawn from a standard normal distribution.")] = 100
+    blocks: Annotated[int, Doc("Residual blocks at each image size (resnet).")] = 1
 
     def __post_init__(self) -> None:
         """Refuse unknown names and sizes below one; names of earlier versions become those of this one."""
         schema.check_types(self, "network.")
         object.__setattr__(self, "name", table.find(self.name))
-        for name in ("width", "latent_size"):
+        for name in ("width", "latent_size", "blocks"):
             schema.check(
                 getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1"
+            )
+        if self.blocks > 1 and not table.NETWORKS[self.name].blocks:
+            having = ", ".join(name for name, known in table.NETWORKS.items() if known.blocks)
+            raise ConfigError(
+                f"network.blocks {self.blocks} with network.name {self.name}: it has no blocks; those of {having} are counted."
             )
 
 

@@ -134,6 +134,60 @@ def test_pytorch_makes_the_same_update(update):
         )
 
 
+@needs_torch
+def test_pytorch_has_the_same_residual_networks():
+    import torch
+
+    from experiments.peers import pytorch
+
+    case = Case("gan", width=2, network="resnet")
+    random = np.random.default_rng(0)
+    mine = states.build(ours.configuration(case), peers.IMAGE_SHAPE)
+    theirs = pytorch.ResidualGenerator(2), pytorch.ResidualDiscriminator(2)
+    inputs = random.standard_normal((3, 100), np.float32), random.standard_normal((3, 28, 28, 1), np.float32)
+
+    def moved(array, image):  # our channels last, theirs first
+        return array.transpose(0, 3, 1, 2) if image else array
+
+    for module, peer, x, image in zip(mine, theirs, inputs, (False, True), strict=True):
+        shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+        params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32) / 4, shapes)
+        flat = iter(ordered(params, image))
+        with torch.no_grad():
+            for parameter in peer.parameters():
+                parameter.copy_(torch.tensor(next(flat)))
+        run = jax.jit(
+            jax.value_and_grad(lambda p, m=module, x=x: jnp.mean(m.apply({"params": p}, x) ** 2)),
+            compiler_options=QUICKLY,
+        )
+        loss, grads = run(params)
+        their_loss = (peer(torch.tensor(moved(x, image))) ** 2).mean()
+        their_loss.backward()
+        np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-4)
+        agree(ordered(grads, image), [parameter.grad.numpy() for parameter in peer.parameters()])
+
+
+def ordered(params, discriminates):
+    """The parameters of a residual network as PyTorch's modules order and shape them."""
+
+    def of(layer):
+        kernel = np.asarray(layer["kernel"])
+        kernel = kernel[:, :, None, None].swapaxes(0, 1) if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+        return [kernel, *([np.asarray(layer["bias"])] if "bias" in layer else [])]
+
+    blocks = [
+        [leaf for layer in ("Pointwise_0", "Down_0", "Pointwise_1") for leaf in of(params[f"Block_{i}"][layer])]
+        for i in range(3)
+    ]
+    dense = np.asarray(params["Dense_0"]["kernel"])
+    between = [of(params[f"Pointwise_{i}"]) for i in range(3)]
+    if discriminates:
+        last = dense.reshape(7, 7, -1).transpose(2, 0, 1).reshape(1, -1)
+        return [leaf for pair in zip(between, blocks, strict=True) for part in pair for leaf in part] + [last]
+    first = dense.reshape(100, 7, 7, -1).transpose(3, 1, 2, 0).reshape(-1, 100)
+    return [first] + [leaf for pair in zip(blocks, between, strict=True) for part in pair for leaf in part]
+
+
 def test_the_plain_port_makes_the_same_update(update):
     case, state, images, latents, after, metrics = update
     training = flax_plain.Training(case)
@@ -196,7 +250,7 @@ def test_operations_of_the_reference_step_agree_with_xla(method, expected):
 @pytest.mark.parametrize("direction", convolutions._DIRECTIONS)
 def test_a_convolution_is_timed_on_the_same_arithmetic_inside_and_outside(owner, direction):
     case = Case("psg", width=2, batch_size=2)
-    layer = next(layer for layer in ours.layers(case)[owner == "discriminator"] if layer.kind != "Dense")
+    layer = next(layer for layer in ours.layers(case)[owner == "discriminator"] if layer.convolution)
     mine, plain = (convolutions.Convolution(case, owner, layer, direction, plain) for plain in (False, True))
     assert mine.facts["operations"] == layer.operations * (4 if owner == "generator" else 6)
     assert mine.time("inside", 3) > 0
@@ -293,6 +347,7 @@ def test_a_contender_that_takes_too_long_is_reported_and_not_waited_for(tmp_path
     [
         (["--methods", "biggan"], "--methods biggan: known are psg, sngan, gan."),
         (["--contenders", "keras"], "--contenders keras: known are"),
+        (["--network", "resnet", "--contenders", "flax"], "--network resnet with flax: there is none"),
         (["--rounds", "0"], "--rounds 0: it must be a number above 0"),
         (["--limit", "nan"], "--limit nan"),
         (["--batch-sizes", "64", "-1"], "--batch-sizes -1"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ import pytest
 from conftest import tiny
 from flax import linen as nn
 from jax import export
+from jax.test_util import check_grads
 
 from psgjax import inference, networks, schema, spectral
 from psgjax import state as states
 from psgjax import step as stepping
 from psgjax.config import Config, ConfigError, Network
-from psgjax.networks import mlp, table
+from psgjax.networks import layers, mlp, table
 
 SHAPE = (28, 28, 1)
 
@@ -29,34 +31,37 @@ def made(name, shape=SHAPE, outputs=1, **settings):
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
-@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)], ids=str)
-def test_every_network_keeps_the_contract(name, shape):
-    generator, discriminator, latents, images = made(name, shape, outputs=2)
-    variables = generator.init(jax.random.key(2), latents)
+def test_every_network_keeps_the_contract(name):
+    generator, discriminator, latents, images = made(name, (8, 8, 3), outputs=2)
+    variables = jax.jit(generator.init)(jax.random.key(2), latents)
     assert set(variables) <= {"params", "batch_stats"}
-    made_images, updated = jax.jit(lambda v, z: generator.apply(v, z, mutable=["batch_stats"]))(variables, latents)
-    assert (made_images.shape, made_images.dtype) == (images.shape, jnp.float32)
+    train = partial(generator.apply, mutable=["batch_stats"])
+    generated, updated = jax.eval_shape(train, variables, latents)
+    assert (generated.shape, generated.dtype) == (images.shape, jnp.float32)
     assert jax.tree.structure(updated.get("batch_stats", {})) == jax.tree.structure(variables.get("batch_stats", {}))
 
     (batch,) = export.symbolic_shape("batch")
     symbolic = jax.ShapeDtypeStruct((batch, 5), jnp.float32)
     exported = export.export(jax.jit(lambda z: generator.apply(variables, z, train=False)))(symbolic)
-    own = jax.jit(lambda z: generator.apply(variables, z, train=False))(latents[:1])
-    np.testing.assert_allclose(exported.call(latents)[:1], own, atol=1e-5)  # a sampled image is its latent's alone
+    generated = exported.call(latents)
+    assert generated.shape == images.shape
+    np.testing.assert_allclose(exported.call(latents[:1]), generated[:1], atol=1e-5)  # an image is its latent's alone
 
-    variables = discriminator.init(jax.random.key(3), images)
+    variables = jax.jit(discriminator.init)(jax.random.key(3), images)
     assert set(variables) == {"params"}
-    outputs = jax.jit(discriminator.apply)(variables, images)
+    whole = jax.jit(discriminator.apply)
+    outputs = whole(variables, images)
     assert (outputs.shape, outputs.dtype) == ((3, 2), jnp.float32)
-    alone = jax.jit(discriminator.apply)(variables, images[1:2])
-    np.testing.assert_allclose(outputs[1:2], alone, atol=1e-5)
-    x = images
-    for stage in range(discriminator.depth):
-        x = discriminator.apply(variables, x, stage)
-        assert isinstance(x, jax.Array)
-    np.testing.assert_allclose(x, outputs, atol=1e-5)
-    leaves = jax.tree.leaves(variables["params"])
-    matrices = [leaf for leaf in leaves if leaf.ndim > 1]
+    np.testing.assert_allclose(whole(variables, images.at[1:].mul(3))[:1], outputs[:1], atol=1e-5)
+
+    def staged(variables, x):
+        for stage in range(discriminator.depth):
+            x = discriminator.apply(variables, x, stage)
+            assert isinstance(x, jax.Array)
+        return x
+
+    np.testing.assert_allclose(jax.jit(staged)(variables, images), outputs, atol=1e-5)
+    matrices = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
     assert len(spectral.init(variables["params"], jax.random.key(4))) == len(matrices) > 0
 
 
@@ -96,6 +101,8 @@ SIZES = [
     *(("dcgan", side) for side in (28, 32, 64)),
     ("infogan28", 28),
     ("sngan32", 32),
+    *(("resnet", side) for side in (28, 32, 64)),
+    ("snresnet32", 32),
 ]
 
 
@@ -145,6 +152,41 @@ def test_dcgans_levels_follow_from_the_size(side, smallest):
     generator, discriminator = made("dcgan", (side, side, 3))[:2]
     assert generator.start == (smallest, smallest)
     assert discriminator.depth == 1 + len(generator.channels)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 10, 3), (1, 2, 2, 1)], ids=str)
+def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
+    small, large = (
+        jax.random.normal(jax.random.key(i), s)
+        for i, s in enumerate((shape, (shape[0], 2 * shape[1], 2 * shape[2], shape[3])))
+    )
+    wide = jnp.pad(small, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    doubled = (*wide.shape[:1], 2 * wide.shape[1], 2 * wide.shape[2], wide.shape[3])
+    expected = jax.image.resize(wide, doubled, "bilinear")[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(layers.upsample(small), expected, atol=1e-6)
+    wide = jnp.pad(large, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    halved = (*wide.shape[:1], wide.shape[1] // 2, wide.shape[2] // 2, wide.shape[3])
+    expected = jax.image.resize(wide, halved, "bilinear", antialias=True)[:, 1:-1, 1:-1]
+    np.testing.assert_allclose(layers.downsample(large), expected, atol=1e-6)
+    for function, x in ((layers.upsample, small), (layers.downsample, large)):
+        check_grads(function, (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
+
+
+def test_a_residual_network_begins_with_its_shortcuts_alone():
+    generator, discriminator, latents, images = made("resnet", (8, 8, 1), blocks=2)
+    for module, x in ((generator, latents), (discriminator, images)):
+        variables = jax.jit(module.init)(jax.random.key(2), x)
+        paths = jax.tree_util.tree_leaves_with_path(variables["params"])
+        zero = [jax.tree_util.keystr(path) for path, leaf in paths if leaf.ndim > 1 and not leaf.any()]
+        assert len(zero) == 6  # two blocks at three sizes
+        assert all("Block" in path and "Pointwise_1" in path for path in zero)
+        apply = jax.jit(module.apply)
+        np.testing.assert_allclose(apply(variables, 3 * x), 3 * apply(variables, x), atol=1e-4)  # linear, so unbounded
+
+
+def test_blocks_are_those_of_networks_that_have_some():
+    with pytest.raises(ConfigError, match="network.blocks 2 with network.name dcgan: it has no blocks.*resnet"):
+        Network(blocks=2)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

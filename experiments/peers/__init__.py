@@ -37,6 +37,7 @@ class Case:
     batch_size: int = 128
     replicas: int = 1
     precision: str = "float32"  # or tf32, where the device has it
+    network: str = "dcgan"  # or resnet
 
 
 class Contender(Protocol):

@@ -105,7 +105,13 @@ def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]
     Raises:
         ConfigError: If neither is.
     """
-    case = Case(options.methods[0], options.width, (options.batch_sizes or (128,))[0], precision=options.precision)
+    case = Case(
+        options.methods[0],
+        options.width,
+        (options.batch_sizes or (128,))[0],
+        precision=options.precision,
+        network=options.network,
+    )
     names = [name for name in ("psgjax", "flax") if name in options.contenders]
     if not names:
         given = " ".join(options.contenders)

@@ -17,7 +17,7 @@ from experiments import peers
 from psgjax import conv, environment, filtering, step
 from psgjax import state as states
 from psgjax.config import Config, Network, named_method
-from psgjax.networks.layers import Down, Up
+from psgjax.networks.layers import Down, Pointwise, Up
 
 _MATMUL_SECONDS = 0.15
 
@@ -25,7 +25,7 @@ _MATMUL_SECONDS = 0.15
 def configuration(case: peers.Case) -> Config:
     """The run that a case stands for."""
     method = named_method(case.method)
-    network = Network(width=case.width)
+    network = Network(case.network, case.width)
     return Config(case.method, method, network, batch_size=case.batch_size, precision=case.precision)  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ class Layer:
     """A layer with a kernel, as one image passes through it; `width` is its network's."""
 
     name: str
-    kind: str  # Dense, Down or Up
+    kind: str  # Dense, Pointwise, Down or Up
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -81,8 +81,13 @@ class Layer:
     @property
     def operations(self) -> int:
         """Of one image in one direction: forward, input gradient and weight gradient take as many."""
-        positions = {"Dense": 1, "Down": int(np.prod(self.outputs[:-1])), "Up": int(np.prod(self.inputs[:-1]))}
-        return 2 * int(np.prod(self.kernel)) * positions[self.kind]
+        positions = self.inputs if self.kind == "Up" else self.outputs
+        return 2 * int(np.prod(self.kernel)) * int(np.prod(positions[:-1]))
+
+    @property
+    def convolution(self) -> bool:
+        """Whether it is one that is no product with each pixel."""
+        return self.kind in ("Down", "Up")
 
 
 def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
@@ -94,7 +99,7 @@ def layers(case: peers.Case) -> tuple[list[Layer], list[Layer]]:
     def record(call: Callable, arguments: tuple, keywords: dict, context: Any) -> Any:
         outputs = call(*arguments, **keywords)
         module = context.module
-        if isinstance(module, nn.Dense | Down | Up) and context.method_name == "__call__":
+        if isinstance(module, nn.Dense | Down | Pointwise | Up) and context.method_name == "__call__":
             shapes = (arguments[0].shape[1:], outputs.shape[1:], module.variables["params"]["kernel"].shape)
             found.append(Layer(module.name or "", type(module).__name__, *shapes, getattr(module, "stride", 1)))
         return outputs
@@ -127,7 +132,7 @@ def operations(case: peers.Case, done: bool = False) -> int:
 def share_done(layer: Layer, dtype: np.dtype) -> float:
     """The part of a layer's operations that minimal filtering leaves, here and in any direction."""
     images, features = (layer.inputs, layer.outputs) if layer.kind == "Down" else (layer.outputs, layer.inputs)
-    if jax.default_backend() != "cpu" or layer.kind == "Dense" or images[-1] < conv.NARROW:
+    if jax.default_backend() != "cpu" or not layer.convolution or images[-1] < conv.NARROW:
         return 1.0
     size, height = layer.kernel[0], features[0]
     points, tiles, _ = filtering.mixing(height, layer.stride, size, dtype).features.shape
@@ -190,4 +195,4 @@ class Machine:
         """The convolutions of a case's step, and whose they are."""
         names = ("generator", "discriminator")
         pairs = zip(names, layers(case), strict=True)
-        return [(name, layer) for name, found in pairs for layer in found if layer.kind != "Dense"]
+        return [(name, layer) for name, found in pairs for layer in found if layer.convolution]

@@ -7,6 +7,7 @@ takes its own gradients from it: faster than D's second pass on detached images.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 import torch._functorch.config as functorch
@@ -54,6 +55,94 @@ class Discriminator(nn.Sequential):
         _initialise(self)
 
 
+class Block(nn.Module):
+    """x + 1x1(leaky(3x3(leaky(1x1(x))))), the last kernel zero at first; `count` is that of the network's blocks."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(width, width, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, width, 1, bias=False),
+        )
+        for layer, factor in ((0, count**-0.25), (2, count**-0.25), (4, 0.0)):
+            nn.init.kaiming_normal_(self.residual[layer].weight, 0.2)  # type: ignore[arg-type]
+            self.residual[layer].weight.data.mul_(factor)  # type: ignore[operator]
+            if layer < 4:
+                nn.init.zeros_(self.residual[layer].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + self.residual(x)
+
+
+class Upsample(nn.Module):
+    """Bilinear, beyond the border zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        return functional.interpolate(functional.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
+
+
+class Downsample(nn.Module):
+    """Bilinear with antialiasing, beyond the border zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kernel: Tensor
+        weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(weights, weights).repeat(width, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H / 2, W / 2]."""
+        return functional.conv2d(x, self.kernel, stride=2, padding=1, groups=len(self.kernel))
+
+
+def _linear(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualGenerator(nn.Sequential):
+    """Latents [B, 100] to images [B, 1, 28, 28]: `resnet` with one block at each size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            _linear(nn.Linear(LATENT_SIZE, 4 * width * 7 * 7, bias=False)),
+            nn.Unflatten(1, (4 * width, 7, 7)),
+            Block(4 * width, 3),
+            _linear(nn.Conv2d(4 * width, 2 * width, 1, bias=False)),
+            Upsample(),
+            Block(2 * width, 3),
+            _linear(nn.Conv2d(2 * width, width, 1, bias=False)),
+            Upsample(),
+            Block(width, 3),
+            _linear(nn.Conv2d(width, 1, 1)),
+        )
+
+
+class ResidualDiscriminator(nn.Sequential):
+    """Images [B, 1, 28, 28] to scores [B, 1]: `resnet` with one block at each size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            _linear(nn.Conv2d(1, width, 1, bias=False)),
+            Block(width, 3),
+            Downsample(width),
+            _linear(nn.Conv2d(width, 2 * width, 1, bias=False)),
+            Block(2 * width, 3),
+            Downsample(2 * width),
+            _linear(nn.Conv2d(2 * width, 4 * width, 1, bias=False)),
+            Block(4 * width, 3),
+            nn.Flatten(),
+            _linear(nn.Linear(4 * width * 7 * 7, 1, bias=False)),
+        )
+
+
 def _initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -90,8 +179,13 @@ class Training:
     def __init__(self, case: peers.Case, device: str, compiled: bool) -> None:
         self.method = named_method(case.method)
         self.count = self.method.generators
-        self.generators = nn.ModuleList(Generator(case.width) for _ in range(self.count)).to(device)
-        self.discriminator = Discriminator(case.width, self.method.spectral_norm).to(device)
+        residual = case.network == "resnet"
+        generator = ResidualGenerator if residual else Generator
+        self.generators = nn.ModuleList(generator(case.width) for _ in range(self.count)).to(device)
+        discriminator = (
+            ResidualDiscriminator if residual else partial(Discriminator, spectral_norm=self.method.spectral_norm)
+        )
+        self.discriminator = discriminator(case.width).to(device)
         settings = Optimizer()
 
         def adam(module: nn.Module) -> torch.optim.Adam:

@@ -126,7 +126,9 @@ def race_all(machine: Worker, options: Options, report: Callable[[list[dict[str,
     sweeps = machine.facts["platform"] != "cpu"
 
     def rate(method: str, batch_size: int, replicas: int) -> float:
-        results = race(Case(method, options.width, batch_size, replicas, options.precision), machine, options)
+        results = race(
+            Case(method, options.width, batch_size, replicas, options.precision, options.network), machine, options
+        )
         report(results)
         return results[0].get("images_per_second", 0.0)
 

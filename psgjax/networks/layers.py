@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from psgjax import channels, conv
 
@@ -27,11 +28,12 @@ class Down(nn.Module):
     size: int = 4
     stride: int = 2
     dtype: Any = None
+    kernel_init: Any = NORMAL
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Convolve and add the bias."""
-        kernel = self.param("kernel", NORMAL, (self.size, self.size, images.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, images.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
         return channels.add_bias(conv.down(images, kernel, stride=self.stride), bias)
@@ -56,6 +58,25 @@ class Up(nn.Module):
         return channels.add_bias(images, bias) if self.use_bias else images
 
 
+class Pointwise(nn.Module):
+    """Convolution 1x1, a product with each pixel's channels: [B, H, W, C] -> [B, H, W, features]."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    kernel_init: Any = NORMAL
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Multiply, and add the bias if there is one."""
+        kernel = self.param("kernel", self.kernel_init, (images.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
+        images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
+        features = channels.product(images.reshape(-1, images.shape[-1]), kernel)
+        features = features.reshape(*images.shape[:-1], self.features)
+        return channels.add_bias(features, bias) if self.use_bias else features
+
+
 class BatchNorm(nn.Module):
     """`flax.linen.BatchNorm` with this package's faster sums: the same parameters, statistics and numbers, in float32."""
 
@@ -77,3 +98,43 @@ class BatchNorm(nn.Module):
             for running, new in zip((mean, variance), batch, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
         return x
+
+
+@jax.custom_vjp
+def upsample(images: jax.Array) -> jax.Array:
+    """Bilinear, to twice the size: [B, H, W, C] -> [B, 2H, 2W, C]; beyond the border there is 0."""
+    for axis in (1, 2):
+        before, after = _neighbours(images, images, axis)
+        pixels = jnp.stack([0.75 * images + 0.25 * before, 0.75 * images + 0.25 * after], axis + 1)
+        images = pixels.reshape(*images.shape[:axis], -1, *images.shape[axis + 1 :])
+    return images
+
+
+@jax.custom_vjp
+def downsample(images: jax.Array) -> jax.Array:
+    """Bilinear with antialiasing, to half the size: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    The weights of four pixels in a row are 1/8, 3/8, 3/8, 1/8; beyond the border there is 0.
+    """
+    for axis in (1, 2):
+        pairs = images.reshape(*images.shape[:axis], -1, 2, *images.shape[axis + 1 :])
+        even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+        before, after = _neighbours(odd, even, axis)
+        images = 0.375 * (even + odd) + 0.125 * (before + after)
+    return images
+
+
+def _neighbours(before: jax.Array, after: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """What stands one place before in the first, and one place after in the second."""
+
+    def shifted(x: jax.Array, start: int) -> jax.Array:
+        pads = [(0, 0)] * x.ndim
+        pads[axis] = (1 - start, start)
+        return jnp.pad(lax.slice_in_dim(x, start, x.shape[axis] - 1 + start, axis=axis), pads)
+
+    return shifted(before, 0), shifted(after, 1)
+
+
+# Each one's gradient is the other: reverse mode's own would scatter slices into zeros.
+upsample.defvjp(lambda images: (upsample(images), None), lambda _, grad: (4 * downsample(grad),))
+downsample.defvjp(lambda images: (downsample(images), None), lambda _, grad: (0.25 * upsample(grad),))

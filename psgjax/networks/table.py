@@ -74,6 +74,20 @@ NETWORKS: dict[str, Architecture] = {
     "infogan28": Architecture(
         "dcgan's two levels with a dense layer of 1,024", "dcgan:infogan28", "Chen et al. 2016", _fours()
     ),
+    "resnet": Architecture(
+        "residual blocks without any normalisation, for the sizes of dcgan",
+        "resnet:resnet",
+        "Huang et al. 2024",
+        _fours(64),
+        blocks=True,
+    ),
+    "snresnet32": Architecture(
+        "SNGAN's residual blocks, images padded to 32x32",
+        "snresnet:snresnet32",
+        "Miyato et al. 2018, Table 4",
+        _at_most(32),
+        side=32,
+    ),
     "mlp": Architecture("points in the plane", "mlp:mlp", "Srivastava et al. 2017"),
 }
 ALIASES = {"dcgan28": "dcgan"}  # names of earlier versions, which their runs hold
