@@ -55,7 +55,7 @@ NAMES = [
     (Method, {"loss": "hing"}, "method.loss is 'hing'; it must be one of cross-entropy, hinge, .*Did you mean 'hinge'"),
     (Method, {"gate": "tripplet"}, "method.gate is 'tripplet'; .*Did you mean 'triplet'"),
     (Method, {"gate": None}, "method.gate is None; it must be one of triplet, majority, mean, none"),
-    (Network, {"name": "resnet"}, "unknown network.name 'resnet'; known are dcgan, sngan32, infogan28, mlp"),
+    (Network, {"name": "resnett"}, "unknown network.name 'resnett'; known are dcgan, .*Did you mean 'resnet'"),
     (Optimizer, {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of constant, linear"),
     (Data, {"name": "MNIST"}, "data.name is 'MNIST'; .*Did you mean 'mnist'"),
     (
