@@ -35,7 +35,7 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
-from psgjax.shell import Stop, run_command, tell, terminal, warn
+from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
     from psgjax.data import Dataset
@@ -203,8 +203,9 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
     seeds = options.seeds or ()
     spread = jax.device_count() > 1 or options.mesh != Mesh()
     meshes = {
-        name: sharding.make_mesh(options.mesh, config, len(seeds) or 1) if spread else None
+        name: sharding.make_mesh(options.mesh, config, len(seeds) or 1, beside=list(configs.values()))
         for name, config in configs.items()
+        if spread
     }
     writes = jax.process_index() == 0
     if writes:
@@ -212,21 +213,28 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
         options.out.mkdir(parents=True, exist_ok=True)
     environment.use_compilation_cache()
 
+    status = 0
     for name, config in configs.items():
-        outcome = training.train(
-            config, data, options.out / name, seeds=seeds, mesh=meshes[name], console=console, stop=stop
-        )
-        if not outcome.finished:
-            tell(console)(
-                f"stopped at step {outcome.step:,} of {config.steps:,} of {name} and saved; run the same command again to go on"
+        mesh = meshes.get(name)
+        if mesh is not None and (idle := sharding.left_over(mesh)):
+            tell(console)(f"{name}: {idle}")
+        try:
+            outcome = training.train(
+                config, data, options.out / name, seeds=seeds, mesh=mesh, console=console, stop=stop
             )
+        except training.Diverged as error:  # one method's end is not the others'
+            if writes:
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
+            status = 1
+            continue
+        if not outcome.finished:
+            tell(console)(outcome.stopped(name, config.steps))
             return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
-    if not writes:
-        return 0
-    from psgjax import page
+    if writes:
+        from psgjax import page
 
-    tell(console)(f"report: {page.write(options.out)}")
-    return 0
+        tell(console)(f"report: {page.write(options.out)}")
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ from psgjax.config import (
     Optimizer,
 )
 from psgjax.evaluation.modes import stacked_modes
-from psgjax.shell import Stop, run_command, tell, terminal, warn
+from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
     from psgjax.data import Dataset
@@ -245,6 +245,7 @@ def table(results: dict[str, Any], trials: int) -> tuple[str, list[str], list[li
         ]
         for method, result in results["methods"].items()
     ]
+    rows += [[method, "diverged", *["–"] * 3] for method in results["diverged"]]
     rows.append(["real images", f"{results['real']['modes']}", f"{results['real']['kl']:.2f}", "–", "–"])
     rows += [
         [f"{method} (published)", modes, divergence, "–", "–"] for method, (modes, divergence) in PUBLISHED.items()
@@ -318,21 +319,24 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     assert classifier is not None, "MNIST and Fashion-MNIST have labels"
     image_shape = data.images.shape[1:]
     real, _ = stack(digits.held_out_images, digits.held_out_labels, options.samples, (options.data_seed, _SAMPLES))
-    results: dict[str, Any] = {"real": measure(predict(classifier, real)), "methods": {}}
+    results: dict[str, Any] = {"real": measure(predict(classifier, real)), "methods": {}, "diverged": {}}
     for name, trials in configs.items():
         per_trial = []
         for config in trials:
             folder = trial_folder(out, config)
-            outcome = training.train(config, data, folder, console=console, stop=stop)
+            try:
+                outcome = training.train(config, data, folder, console=console, stop=stop)
+            except training.Diverged as error:  # one method's end is not the others'
+                print(f"error: {one_line(str(error))}", file=sys.stderr)
+                results["diverged"][name] = f"seed {config.seed}: {error}"
+                break
             if not outcome.finished:
-                say(
-                    f"stopped at step {outcome.step:,} of {config.steps:,} of {name}, seed {config.seed}, and saved; "
-                    "run the same command again to go on"
-                )
+                say(outcome.stopped(f"{name}, seed {config.seed},", config.steps))
                 return 128 + stop.signal
             per_trial.append(judge(folder, classifier, options.samples))
             say(f"{name}, seed {config.seed}: {per_trial[-1]['modes']} modes, KL {per_trial[-1]['kl']:.2f}")
-        results["methods"][name] = {**summarise(per_trial), "parameters": sizes(trials[0], image_shape)}
+        else:
+            results["methods"][name] = {**summarise(per_trial), "parameters": sizes(trials[0], image_shape)}
 
     shown = table(results, protocol.trials)
     show_table(console, *shown)
@@ -363,7 +367,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     write_atomically(out / "results.md", f"`{command}`\n\n{told}\n\n{markdown(*shown)}\n{NOTE}\n")
     write_atomically(out / "results.json", to_json(record))
     say(f"results: {out}")
-    return 0
+    return 1 if results["diverged"] else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,10 +97,21 @@ class Shards:
         return lax.psum_scatter(found, "data", scatter_dimension=1, tiled=True)
 
 
-def mesh_sizes(settings: Mesh, config: Config, replicas: int, devices: int) -> tuple[int, int, int]:
-    """Into how many parts replicas, generators and data are split on so many devices: all of them, or as many as are asked for.
+def mesh_sizes(
+    settings: Mesh, config: Config, replicas: int, devices: int, beside: Sequence[Config] = ()
+) -> tuple[int, int, int]:
+    """Into how many parts replicas, generators and data are split on the given number of devices.
 
-    A size left to be chosen prefers `replica`, whose parts need nothing of each other, then `generator`, then `data`.
+    Where nothing is asked for, the largest mesh that fits: devices may be left over. Where something is, all devices are used, or
+    as many as are asked for. A size left to be chosen prefers `replica`, whose parts need nothing of each other, then `generator`,
+    then `data`.
+
+    Args:
+        settings: The sizes that are asked for.
+        config: The run's.
+        replicas: How many independent runs there are.
+        devices: How many devices there are.
+        beside: Other runs that the same sizes are asked for, which a mesh that is proposed must fit as well.
 
     Raises:
         ConfigError: If there is no such mesh, with the nearest that works.
@@ -108,19 +119,26 @@ def mesh_sizes(settings: Mesh, config: Config, replicas: int, devices: int) -> t
     generators, batch = config.method.generators, config.batch_size
     asked = (settings.replica, settings.generator, settings.data)
     count = math.prod(asked) or devices
-    working = [
-        (r, g, d)
-        for r in _divisors(replicas)
-        for g in _divisors(generators)
-        for d in _divisors(batch)
-        if batch % (g * d) == 0 and r * g * d <= min(count, devices)
-    ]
 
     def kept(sizes: tuple[int, int, int]) -> int:
         return sum(given in (0, size) for given, size in zip(asked, sizes, strict=True))
 
-    best = max(working, key=lambda sizes: (math.prod(sizes), kept(sizes), sizes))
-    if math.prod(best) != count or kept(best) < 3:
+    def largest(generators: int, batch: int) -> tuple[int, int, int]:
+        working = [
+            (r, g, d)
+            for r in _divisors(replicas)
+            for g in _divisors(generators)
+            for d in _divisors(batch)
+            if batch % (g * d) == 0 and r * g * d <= min(count, devices)
+        ]
+        return max(working, key=lambda sizes: (math.prod(sizes), kept(sizes), sizes))
+
+    best = largest(generators, batch)
+    if any(asked) and (math.prod(best) != count or kept(best) < 3):
+        best = largest(
+            math.gcd(generators, *(other.method.generators for other in beside)),
+            math.gcd(batch, *(other.batch_size for other in beside)),
+        )
         given = " x ".join(f"{axis} {size or 'any'}" for axis, size in zip(AXES, asked, strict=True))
         nearest = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, best, strict=True))
         raise ConfigError(
@@ -136,7 +154,11 @@ def _divisors(number: int) -> list[int]:
 
 
 def make_mesh(
-    settings: Mesh, config: Config, replicas: int = 1, devices: Sequence[jax.Device] | None = None
+    settings: Mesh,
+    config: Config,
+    replicas: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    beside: Sequence[Config] = (),
 ) -> jax.sharding.Mesh:
     """A mesh of `mesh_sizes` over the devices of all processes, or over those given.
 
@@ -144,7 +166,7 @@ def make_mesh(
         ConfigError: If there is no such mesh, or it leaves out devices while there are several processes.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(settings, config, replicas, len(devices))
+    sizes = mesh_sizes(settings, config, replicas, len(devices), beside)
     count = math.prod(sizes)
     if count < len(devices) and jax.process_count() > 1:
         raise ConfigError(
@@ -152,6 +174,17 @@ def make_mesh(
             "every process must take part: choose sizes whose product is the number of devices, or start fewer processes."
         )
     return jax.make_mesh(sizes, AXES, (jax.sharding.AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def left_over(mesh: jax.sharding.Mesh) -> str:
+    """Which devices a mesh leaves idle, and why, in a sentence; empty where it takes all."""
+    idle = [str(device) for device in jax.devices() if device not in set(mesh.devices.flat)]
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    told = (
+        f"{mesh.size} of {jax.device_count()} devices are used ({sizes}), {', '.join(idle)} idle: replica must divide the runs, "
+        "generator the generators, and generator times data the batch size"
+    )
+    return told if idle else ""
 
 
 def place_images(images: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -63,6 +63,15 @@ class Outcome:
     step: int
     finished: bool
 
+    def stopped(self, name: str, steps: int) -> str:
+        """What to say of a run of that name and that length that was stopped."""
+        done = (
+            f"at step {self.step:,} of {steps:,} of {name} and saved"
+            if self.step
+            else f"before the first step of {name}"
+        )
+        return f"stopped {done}; run the same command again to {'go on' if self.step else 'begin'}"
+
 
 def _unstack(tree: Tree, count: int) -> list[Tree]:
     """The reverse of `networks.stack`."""

@@ -1,6 +1,7 @@
 """A run that diverges stops at the update that did it, keeps it, and the same update fails again from its file alone."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import SHAPE, first_state, same, tiny
 from rich.console import Console
 
+from experiments import mnist
 from psgjax import divergence, training
 from psgjax import state as states
 from psgjax import step as stepping
@@ -190,3 +192,32 @@ def test_a_replica_that_fails_stops_alone_and_stays_as_it_is(images):
     again, _ = program(jax.tree.map(jnp.copy, mixed), images, jnp.int32(2))
     assert again.step.tolist() == [5, 1]
     assert same(*(jax.tree.map(lambda leaf: leaf[1], state) for state in (mixed, again)))
+
+
+def test_after_one_method_has_diverged_the_others_are_trained_and_the_report_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--network.width", "2", "--network.latent-size", "3", "--evaluation-epochs", "0", "--batch-size", "8"]
+    arguments = [*small, "--data.source", "packaged", "--data.train-images", "64", "--epochs", "2"]
+    real = divergence.not_finite
+    failed = iter([["loss.discriminator"]])
+    monkeypatch.setattr(divergence, "not_finite", lambda total: next(failed, None) or real(total))
+    monkeypatch.setattr(divergence, "advance", lambda config, state, images, step: state)
+    assert mnist.main([*arguments, "--methods", "gan", "sngan"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "error: gan: loss.discriminator not finite at step 1;" in captured.err
+    assert "report: runs/mnist/report.html" in captured.out
+    methods = json.loads((tmp_path / "runs/mnist/summary.json").read_text())["methods"]
+    assert (methods["gan"]["finished"], methods["sngan"]["finished"]) == (False, True)
+    page = (tmp_path / "runs/mnist/report.html").read_text()
+    assert "training diverged at step" in page
+    assert "gan: the run is unfinished" not in page
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_not_said_to_be_saved():
+    assert (
+        training.Outcome(0, finished=False).stopped("psg", 9)
+        == "stopped before the first step of psg; run the same command again to begin"
+    )
+    told = training.Outcome(8, finished=False).stopped("psg", 9)
+    assert told == "stopped at step 8 of 9 of psg and saved; run the same command again to go on"

@@ -1,5 +1,6 @@
 """The choice of a mesh here; the update on eight simulated devices in `eight_devices.py`, in processes of its own."""
 
+import json
 import math
 import os
 import re
@@ -44,7 +45,7 @@ def test_a_mesh_that_is_chosen_or_named_works(settings, devices, generators, rep
     else:
         asked = (settings.replica, settings.generator, settings.data)
         assert all(wanted in (0, size) for wanted, size in zip(asked, sizes, strict=True))
-        assert math.prod(sizes) == (math.prod(asked) or devices)
+        assert not any(asked) or math.prod(sizes) == (math.prod(asked) or devices)
     replica, generator, data = sizes
     assert replica * generator * data <= devices
     assert replicas % replica == generators % generator == batch % (generator * data) == 0
@@ -59,6 +60,11 @@ def test_a_mesh_that_is_chosen_or_named_works(settings, devices, generators, rep
         (Mesh(), 8, 10, 64, (2, 2, 2)),
         (Mesh(generator=1), 8, 1, 64, (1, 1, 8)),
         (Mesh(1, 1, 2), 8, 1, 64, (1, 1, 2)),
+        (Mesh(), 3, 1, 64, (1, 2, 1)),  # the others idle
+        (Mesh(), 5, 1, 64, (1, 2, 2)),
+        (Mesh(), 6, 1, 64, (1, 2, 2)),
+        (Mesh(), 7, 1, 64, (1, 2, 2)),
+        (Mesh(), 8, 1, 10, (1, 1, 5)),
     ],
 )
 def test_devices_are_given_to_replicas_then_generators_then_data(settings, devices, replicas, batch, sizes):
@@ -68,8 +74,8 @@ def test_devices_are_given_to_replicas_then_generators_then_data(settings, devic
 @pytest.mark.parametrize(
     ("settings", "devices", "batch", "nearest"),
     [
-        (Mesh(), 7, 64, "4 device(s): --mesh.replica 1 --mesh.generator 2 --mesh.data 2"),
-        (Mesh(), 8, 10, "5 device(s): --mesh.replica 1 --mesh.generator 1 --mesh.data 5"),
+        (Mesh(replica=1), 7, 64, "4 device(s): --mesh.replica 1 --mesh.generator 2 --mesh.data 2"),
+        (Mesh(replica=1), 8, 10, "5 device(s): --mesh.replica 1 --mesh.generator 1 --mesh.data 5"),
         (Mesh(1, 4, 2), 8, 64, "8 device(s): --mesh.replica 1 --mesh.generator 2 --mesh.data 4"),
         (Mesh(data=3), 6, 64, "4 device(s): --mesh.replica 1 --mesh.generator 2 --mesh.data 2"),
         (Mesh(1, 1, 16), 8, 64, "8 device(s): --mesh.replica 1 --mesh.generator 1 --mesh.data 8"),
@@ -78,3 +84,34 @@ def test_devices_are_given_to_replicas_then_generators_then_data(settings, devic
 def test_an_impossible_mesh_is_refused_with_the_nearest_that_works(settings, devices, batch, nearest):
     with pytest.raises(ConfigError, match=re.escape(f"The nearest that works has {nearest}.")):
         sharding.mesh_sizes(settings, tiny(batch_size=batch), 1, devices)
+
+
+def test_a_mesh_that_is_proposed_fits_every_method():
+    configs = [tiny(name, batch_size=64) for name in ("psg", "sngan")]
+    with pytest.raises(ConfigError) as caught:
+        sharding.mesh_sizes(Mesh(data=3), configs[0], 1, 6, configs)
+    named = Mesh(*(int(text) for text in re.findall(r"--mesh\.\w+ (\d+)", str(caught.value))))
+    assert {sharding.mesh_sizes(named, config, 1, 6, configs) for config in configs} == {(1, 1, 4)}
+
+
+def test_three_devices_train_both_methods_and_the_idle_ones_are_named(tmp_path):
+    small = [
+        "--network.width",
+        "2",
+        "--network.latent-size",
+        "3",
+        "--evaluation-epochs",
+        "0",
+        "--data.source",
+        "packaged",
+    ]
+    command = [sys.executable, "-m", "experiments.mnist", "--steps", "1", *small, "--out", tmp_path / "out"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "3", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, sizes in (("psg", (1, 2, 1)), ("sngan", (1, 1, 2))):
+        assert f"{name}: 2 of 3 devices are used" in result.stdout
+        mesh = json.loads((tmp_path / "out" / name / "env.json").read_text())["mesh"]
+        assert tuple(mesh.values()) == sizes
+        assert list(mesh) == ["replica", "generator", "data"]
+    assert "CPU:2 idle" in result.stdout.replace("TFRT_", "").replace("cpu", "CPU").replace("CpuDevice(id=2)", "CPU:2")
