@@ -25,6 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from psgjax.config import Config, ConfigError, Mesh
+from psgjax.environment import settle
+from psgjax.shell import explain, one_line
 
 Tree = Any
 
@@ -240,20 +242,25 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
             f"the other processes were not found: {reason} Give --coordinator HOST:PORT --processes N --process I, all three."
         ) from None
     try:
+        settle()
         yield jax.process_index() == 0
-    except (ConfigError, OSError) as error:
-        _end(str(error), 2)
     except jax.errors.JaxRuntimeError as error:
+        if known := explain(error):
+            _end(*known)
         reason = (str(error).splitlines() or [""])[0]
-        _end(f"another process has ended ({reason}); start all of them again to go on from the last checkpoint", 1)
-    except Exception as error:
+        _end(
+            f"error: another process has ended ({reason}); start all of them again to go on from the last checkpoint", 1
+        )
+    except (Exception, KeyboardInterrupt) as error:
+        if known := explain(error):
+            _end(*known)
         traceback.print_exc()
-        _end(f"{type(error).__name__}: {error}", 1)
+        _end(f"error: {type(error).__name__}: {error}", 1)
 
 
 def _end(message: str, status: int) -> NoReturn:
     """End this process now: an ordinary exit would wait for the others first, and abort when they do not come."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
     os._exit(status)
 
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     raise ImportError("psgjax runs on Linux and macOS; on Windows it runs in WSL.")
 
+_INTERRUPTED = "stopped: nothing was written"
+_REDUCE = (
+    "Ask for less at once: a smaller --batch-size or --network.width, fewer samples or seeds. What was saved stays."
+)
 _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -43,8 +47,8 @@ class Failure(Exception):
 
 def run_command(
     work: Callable[[], int | None],
-    interrupted: str = "stopped: nothing was written",
-    reduce: str = "Ask for less at once: a smaller --batch-size or --network.width, fewer samples or seeds. What was saved stays.",
+    interrupted: str = _INTERRUPTED,
+    reduce: str = _REDUCE,
 ) -> int:
     """The exit status of a command (see above); whatever ends it says so in one line on standard error.
 
@@ -59,7 +63,7 @@ def run_command(
         try:
             status = work() or 0
         except BaseException as error:
-            known = _said_of(error, interrupted, reduce)
+            known = explain(error, interrupted, reduce)
             if known is None:
                 raise
             text, status = known
@@ -70,7 +74,7 @@ def run_command(
     return status or int(output is not None and output.failed)
 
 
-def _said_of(error: BaseException, interrupted: str, reduce: str) -> tuple[str, int] | None:
+def explain(error: BaseException, interrupted: str = _INTERRUPTED, reduce: str = _REDUCE) -> tuple[str, int] | None:
     """The line and the exit status for what people can do something about; None for what is a fault of this package."""
     if isinstance(error, KeyboardInterrupt):
         return interrupted, 130
@@ -110,12 +114,12 @@ def _guard_imports() -> None:
 
 def _end_import(number: int, frame: FrameType | None) -> NoReturn:
     with suppress(OSError):
-        os.write(2, b"stopped: nothing was written\n")
+        os.write(2, f"{_INTERRUPTED}\n".encode())
     os._exit(128 + number)
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    known = _said_of(error, "stopped", "")
+    known = explain(error)
     if known is None or not isinstance(error, ValueError):
         return sys.__excepthook__(kind, error, trace)
     print(one_line(known[0]), file=sys.stderr, flush=True)

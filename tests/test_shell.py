@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -93,6 +94,22 @@ def test_a_standard_output_that_fails_ends_nothing_and_is_said_once(monkeypatch,
     assert done == [0, 1, 2]
     expected = "error: standard output failed ([Errno 32] Broken pipe); the work goes on without it\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_process_whose_standard_output_is_full_ends_with_one_line_and_status_1():
+    work = "import sys; from psgjax.shell import run_command; sys.exit(run_command(lambda: print('x')))"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", work], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (
+        done.stderr
+        == "error: standard output failed ([Errno 28] No space left on device); the work goes on without it\n"
+    )
+    assert done.returncode == 1
+
+
+def test_too_large_an_array_of_jax_is_one_line(capsys):
+    assert run_command(lambda: print(jnp.zeros(1 << 44).sum())) == 2
+    assert capsys.readouterr().err.startswith("error: memory does not suffice: Out of memory allocating ")
 
 
 def test_without_standard_streams_work_is_done(monkeypatch):
