@@ -100,11 +100,9 @@ def provenance() -> dict[str, Any]:
 def other_bits(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What to say of a run that goes on elsewhere, from its env.json and `provenance`: its last bits will differ; or None."""
     last = [before, *before.get("resumed", [])][-1].get("device")
-    if last == now["device"]:
+    if last in (None, now["device"]):
         return None
-    return (
-        f"so far this run was on {last}, now it goes on on {now['device']}: the last bits of its numbers depend on that"
-    )
+    return f"so far this run was on {last}, from here on it is on {now['device']}: the last bits of its numbers depend on that"
 
 
 def _commit(package: Path) -> str | None:

@@ -19,7 +19,7 @@ from psgjax import schema
 from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import Config, ConfigError
 from psgjax.data import Dataset
-from psgjax.environment import provenance, versions
+from psgjax.environment import other_bits, provenance, versions
 from psgjax.identity import check_folder
 from psgjax.identity import data_of as data_of
 from psgjax.identity import read_config as read_config
@@ -65,12 +65,14 @@ def environment(config: Config, data: Dataset, mesh: jax.sharding.Mesh | None = 
     return {**provenance(), "mesh": mesh and dict(mesh.shape), **shape, "data": data.info}
 
 
-def _keep_environment(path: Path, now: dict[str, Any]) -> None:
-    """Write env.json, or add this resumption to it, and where the images were found this time."""
+def _keep_environment(path: Path, now: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Write env.json, or add this resumption to it, and where the images were found this time; say if bits will differ."""
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))  # `check_folder` has read it
-        keys = ("command", "commit", "versions", "device", "mesh", "started")
-        resumed = [*before.get("resumed", []), {key: now[key] for key in keys}]
+        if said := other_bits(before, now):
+            tell(said)
+        keys = ("command", "commit", "versions", "device", "cores", "flags", "mesh", "started")
+        resumed = [*before.get("resumed", []), {key: now[key] for key in keys if key in now}]
         warning = now["data"].get("warning") or before["data"].get("warning")
         now = {**before, "data": {**now["data"], "warning": warning}, "resumed": resumed}
     write_atomically(path, json.dumps(now, indent=2) + "\n")
@@ -149,7 +151,7 @@ def opened(
         check_folder(path, config, data)  # another process may have begun here before this one held it
         if not (path / "config.json").exists():
             write_atomically(path / "config.json", schema.to_json(config))
-        _keep_environment(path / "env.json", environment(config, data, mesh))
+        _keep_environment(path / "env.json", environment(config, data, mesh), tell)
         with Checkpoints(path / "checkpoints", tell=tell) as checkpoints:
             run = RunFolder(path, config, checkpoints)
             try:

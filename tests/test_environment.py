@@ -1,5 +1,7 @@
 """Where a run happens: what git, jax's settings, the home folder and the terminal have to do with it, and what they have not."""
 
+import io
+import json
 import logging
 import os
 import pwd
@@ -10,12 +12,15 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from runs import StopAfter, train
 
 import psgjax
 from experiments import mnist
-from psgjax import environment, sampling
+from psgjax import environment, sampling, training
 from psgjax.config import ConfigError
 from psgjax.shell import run_command
 
@@ -87,8 +92,21 @@ def test_a_run_that_goes_on_elsewhere_says_that_its_bits_differ():
     assert environment.other_bits(two, two) is None
     assert environment.other_bits({**two, "resumed": [four]}, four) is None
     assert environment.other_bits({**four, "resumed": [two]}, four).startswith(
-        "so far this run was on cpu (2 cores), now it goes on on cpu (4 cores): the last bits"
+        "so far this run was on cpu (2 cores), from here on it is on cpu (4 cores): the last bits"
     )
+
+
+def test_training_says_so_and_records_it(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "cores", lambda: 64)
+        train(tiny("gan", steps=16), data, tmp_path / "run", StopAfter(1))
+    said = io.StringIO()
+    stop, console = training.Stop(), Console(file=said)
+    assert training.train(tiny("gan", steps=16), data, tmp_path / "run", console=console, stop=stop).finished
+    here = environment.device_name()
+    assert f"so far this run was on cpu (64 cores), from here on it is on {here}: the last" in said.getvalue()
+    recorded = json.loads((tmp_path / "run/env.json").read_text(encoding="utf-8"))
+    assert (recorded["cores"], recorded["resumed"][0]["cores"]) == (64, environment.cores())
 
 
 OTHERS = {
