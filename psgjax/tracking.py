@@ -27,7 +27,8 @@ Line = dict[str, Any]
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    data = content.encode() if isinstance(content, str) else content
+    # Names of files that a text mentions may be no text.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with _naming(path), partial.open("wb", buffering=0) as file:
             _write_all(file, data)

@@ -41,6 +41,11 @@ def test_a_grid_puts_each_generator_in_rows_of_its_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+def test_a_name_that_is_no_text_is_written_with_escapes(tmp_path):
+    tracking.write_atomically(tmp_path / "report.html", "runs/\udcff한")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == r"runs/\udcff" + "한"
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     tracking.write_atomically(path, "old")
