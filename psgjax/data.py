@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from psgjax import idx, schema, tfds
-from psgjax.config import Data
+from psgjax.config import ConfigError, Data
 from psgjax.idx import INSTEAD, DataError, Split
 
 __all__ = ["DataError", "Dataset", "fingerprints", "load"]
@@ -43,6 +43,37 @@ class Dataset:
     held_out_images: np.ndarray
     held_out_labels: np.ndarray
     info: dict[str, Any]
+
+    def check(self, classes: bool) -> None:
+        """Refuse arrays that nothing can be trained on; the labels too where a classifier of their `classes` is wanted.
+
+        Raises:
+            ConfigError: With the array, what it is and what it must be.
+        """
+        for name in ("images", "held_out_images"):
+            images = getattr(self, name)
+            given = f"{images.dtype} {list(images.shape)}"
+            schema.check(
+                images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
+                name,
+                given,
+                "uint8 [N, H, W, C], N at least 1",
+            )
+        sides = [list(images.shape[1:]) for images in (self.images, self.held_out_images)]
+        schema.check(sides[0] == sides[1], "held_out_images", sides[1], f"of the training images' size, {sides[0]}")
+        for images, name in ((self.images, "labels"), (self.held_out_images, "held_out_labels")):
+            labels = getattr(self, name)
+            if labels is not None and len(labels):
+                schema.check(
+                    labels.shape == images.shape[:1], name, list(labels.shape), f"one for each of {len(images)} images"
+                )
+        if classes and self.labels is not None and len(self.labels) and len(np.unique(self.labels)) < 2:
+            raise ConfigError(
+                f"labels are all {self.labels[0]}: the quality of samples is measured by a classifier, which needs two classes; "
+                "give labels of at least two classes, no labels, or --evaluation-epochs 0."
+            )
+        for key in ("description", "sha256"):
+            schema.check(isinstance(self.info.get(key), str), f"info[{key!r}]", self.info.get(key), "a text")
 
 
 def fingerprints(

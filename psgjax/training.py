@@ -35,7 +35,7 @@ from psgjax.environment import (
     use_compilation_cache,
 )
 from psgjax.identity import check_folder, runs_of
-from psgjax.networks import stack
+from psgjax.networks import build, stack
 from psgjax.observer import Observer
 from psgjax.runfolder import RunFolder, opened, restore
 from psgjax.sharding import agreed, gathered, place_images
@@ -107,6 +107,8 @@ def train(
             holds is damaged; damaged checkpoints alone are set aside, and the last sound one is used.
         Diverged: If a metric is not finite; the last good checkpoint stays, and diverged.safetensors holds the update.
     """
+    data.check(classes=config.evaluation_epochs > 0)
+    build(config.network, data.images.shape[1:], 1)  # refuses sides that do not fit
     fingerprint = int(data.info["sha256"][:7], 16)
     if agreed(fingerprint, -fingerprint) != (fingerprint, -fingerprint):
         raise ConfigError(f"the processes read different training images; this one {data.info['description']}.")
@@ -164,6 +166,7 @@ class _Loop:
         image_shape = data.images.shape[1:]
         self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
         self.unstack = jax.jit(_unstack, static_argnums=1)
+        self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
         self.observer = Observer(config, data, per_epoch, self.worker)
         state = abstract(config, image_shape, mesh, count if self.stacked else None)
@@ -244,7 +247,7 @@ class _Loop:
     def _announce(self, lowered: Any, left: int, calls: int) -> None:
         config, step = self.config, self.config.steps - left
         operations = (lowered.cost_analysis() or {}).get("flops")
-        about = f"; about {duration(operations * left * calls * seconds_per_operation())}" if operations else ""
+        about = f"; about {duration(operations * left * calls * self.rate)}" if operations else ""
         tell(self.console)(
             f"{self.name}: {'continuing at step ' + format(step, ',') + ' of' if step else 'training'} {config.steps:,} "
             f"steps ({config.steps / self.per_epoch:,.4g} epochs) at batch size {config.batch_size} "

@@ -187,3 +187,46 @@ def test_fingerprints_cover_all_that_a_run_is_trained_on_or_measured_by(tmp_path
         different = {key for key, value in fingerprints(*arrays).items() if value != kept[key]}
         assert different == {"sha256" if index == 0 else "held_out_sha256"}
         array.flat[0] -= 1
+
+
+# A data set from Python.
+
+
+def refused_data(tmp_path, config, data, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(config, data, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("side", [7, 30])
+def test_sides_that_do_not_fit_are_refused_before_anything_is_written(side, data, tmp_path):
+    images = np.zeros((8, side, side, 1), np.uint8)
+    other = dataclasses.replace(
+        data, images=images, held_out_images=images, labels=images[:, 0, 0, 0], held_out_labels=None
+    )
+    refused_data(tmp_path, tiny("gan"), other, f"network.name dcgan.* takes .*, not {side}x{side}")
+
+
+def test_one_class_is_refused_where_samples_are_scored_and_trained_on_where_not(data, tmp_path):
+    one = dataclasses.replace(data, labels=np.full(32, 3, np.int32))
+    refused_data(tmp_path, tiny("gan", evaluation_epochs=1), one, "labels are all 3: .* needs two classes")
+    assert train(tiny("gan", steps=1), one, tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((8, 8, 8, 1), np.float32)}, r"images is 'float32 \[8, 8, 8, 1\]'; it must be uint8"),
+        ({"images": np.zeros((0, 8, 8, 1), np.uint8)}, "images is .*N at least 1"),
+        ({"images": np.zeros((8, 8, 8), np.uint8)}, "images is .*; it must be uint8"),
+        (
+            {"held_out_images": np.zeros((8, 4, 8, 1), np.uint8)},
+            "held_out_images is .*; it must be of the training images' size",
+        ),
+        ({"labels": np.zeros(3, np.int32)}, r"labels is \[3\]; it must be one for each of 32 images"),
+        ({"info": {}}, "info.*description.* is None; it must be a text"),
+    ],
+)
+def test_arrays_that_nothing_can_be_trained_on_are_refused(changes, message, data, tmp_path):
+    refused_data(tmp_path, tiny("gan"), dataclasses.replace(data, **changes), message)

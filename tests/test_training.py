@@ -14,6 +14,7 @@ import chex
 import jax
 import pytest
 from conftest import SHAPE, same, tiny
+from rich.console import Console
 from runs import StopAfter, final_state, timeless, train
 
 from psgjax import runfolder, training
@@ -245,6 +246,14 @@ def test_a_checkpoint_of_another_shape_is_refused_not_cast(data, tmp_path):
         pytest.raises(CheckpointError, match=r"holds float32\[.*this run needs"),
     ):
         checkpoints.restore(jax.eval_shape(lambda: states.init(wider, SHAPE)))
+
+
+def test_the_forecast_is_of_a_processor_that_does_not_compile(data, tmp_path, monkeypatch):
+    before, done = training.make_run, []
+    monkeypatch.setattr(training, "seconds_per_operation", lambda: done.append("measured") or 1e-9)
+    monkeypatch.setattr(training, "make_run", lambda *arguments: done.append("made") or before(*arguments))
+    training.train(tiny("gan", steps=1), data, tmp_path / "run", console=Console(quiet=True), stop=training.Stop())
+    assert done == ["measured", "made"]
 
 
 def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):
