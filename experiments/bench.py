@@ -34,6 +34,7 @@ from typing_extensions import Doc
 from experiments.peers import Worker, cores, race
 from psgjax.config import ConfigError
 from psgjax.shell import check_output, run_command
+from psgjax.tracking import write_atomically
 
 METHODS = ("psg", "sngan", "gan")
 
@@ -230,19 +231,19 @@ def run(options: Options) -> None:
         document[key] += new
         document["load_average"]["end"] = os.getloadavg()
         if options.json:
-            options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            write_atomically(options.json, json.dumps(document, indent=2) + "\n")
 
     def keep_race(results: list[dict[str, Any]]) -> None:
-        keep(results)
         print("\n" + show_race(results), flush=True)
+        keep(results)
 
     if options.convolutions:
         # It imports jax, which the process of every contender would do too if this were at the top.
         from experiments.peers import convolutions
 
         def keep_convolution(result: dict[str, Any]) -> None:
-            keep([result])
             print(convolutions.show(result), flush=True)
+            keep([result])
 
         print(f"{'':58}{'outside ms':>10}{'inside ms':>10}{'ratio':>10}{'GFLOP/s':>10}", flush=True)
         convolutions.time_all(machine, options, keep_convolution)

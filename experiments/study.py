@@ -20,6 +20,7 @@ from typing_extensions import Doc
 
 from experiments import mnist
 from psgjax import claims, environment, intervals, results, shell
+from psgjax.tracking import write_atomically
 
 # The folders of runs, and what each is given beside what all are.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -111,10 +112,10 @@ def run(options: Options) -> int:
         if status:
             return status
     found = {**environment.provenance(), **collect(options.out)}
-    (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = markdown(found)
-    (options.out / "results.md").write_text(text, encoding="utf-8")
     print(text, end="")
+    write_atomically(options.out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_atomically(options.out / "results.md", text)
     return 0
 
 
