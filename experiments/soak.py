@@ -87,7 +87,7 @@ def compare(cut: Path, whole: Path) -> dict[str, int]:
     """Lines lost and doubled in the first run's metrics.jsonl, lines that differ, numbers of the final state with other bits."""
     import numpy as np
 
-    from psgjax import checkpoint, sampling
+    from psgjax import leaves, sampling
 
     ours, theirs = (
         [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(run / "metrics.jsonl")]
@@ -95,7 +95,7 @@ def compare(cut: Path, whole: Path) -> dict[str, int]:
     )
     counts, wanted = (Counter(line["step"] for line in lines) for lines in (ours, theirs))
     by_step = {line["step"]: line for line in ours}
-    states = [checkpoint.arrays(sampling.load(run)[1]) for run in (cut, whole)]
+    states = [leaves.arrays(sampling.load(run)[1]) for run in (cut, whole)]
     raw = [(array, states[1][name]) for name, array in states[0].items()]
     return {
         "lines": len(theirs),

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from psgjax import networks, objectives, schema, spectral
-from psgjax.checkpoint import arrays, digest, leaf_name
 from psgjax.config import Config, ConfigError
 from psgjax.environment import versions
+from psgjax.leaves import arrays, digest, leaf_name
 from psgjax.shell import tell
 from psgjax.state import TrainState, build, init
 from psgjax.step import draw_latents, epoch_order, make_run, make_step, pass_keys, scale

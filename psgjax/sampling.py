@@ -4,6 +4,7 @@ python -m psgjax.sampling runs/mnist/psg --count 64 --out digits.png     # a pic
 python -m psgjax.sampling runs/mnist/psg --count 10000 --out digits.npz  # an array `images`, uint8 [K, count, H, W, C]
 python -m psgjax.sampling runs/mnist/psg --export psg.stablehlo          # the generators, to be sampled by jax alone
 python -m psgjax.sampling runs/mnist/psg --verify                        # SHA-256 of the last state, to compare two runs
+python -m psgjax.sampling runs/mnist/psg --checkpoint best               # the state that scored best, in place of the last
 
 What --export writes holds the parameters and maps latents [K, B, latent_size] to images [K, B, H, W, C] in [-1, 1]; the
 README shows how to load it.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +28,11 @@ import tyro
 from jax import export
 from typing_extensions import Doc
 
-from psgjax.checkpoint import Checkpoints, digest
+from psgjax.checkpoint import read
 from psgjax.config import Config, ConfigError
 from psgjax.environment import settle, use_compilation_cache
 from psgjax.inference import make_artist, make_generate, make_variables
+from psgjax.leaves import digest
 from psgjax.runfolder import read_config
 from psgjax.schema import check_seed
 from psgjax.shell import check_output, run_command, tell, terminal
@@ -38,9 +42,12 @@ from psgjax.tracking import image_grid, write_atomically, write_png
 
 @dataclass(frozen=True)
 class Options:
-    """Draw samples from the last checkpoint of a run, each generator's for itself."""
+    """Draw samples from a checkpoint of a run, separately from each generator."""
 
     run: Annotated[tyro.conf.Positional[Path], Doc("The folder of one method, such as runs/mnist/psg.")]
+    checkpoint: Annotated[str, Doc("last, best (the least FCD while it trained), or the step of one that is kept.")] = (
+        "last"
+    )
     count: Annotated[int, Doc("Images from each generator.")] = 64
     seed: Annotated[int, Doc("The latents follow from it.")] = 0
     out: Annotated[Path, Doc("Where to write them: .png for a picture, .npz for an array.")] = Path("samples.png")
@@ -48,9 +55,7 @@ class Options:
         Path | None,
         Doc("Write no images but the generators, a .stablehlo file that jax runs without this package, on any device."),
     ] = None
-    verify: Annotated[bool, Doc("Write nothing; print the SHA-256 of the last state, bit for bit, and its step.")] = (
-        False
-    )
+    verify: Annotated[bool, Doc("Write nothing; print the SHA-256 of the state, bit for bit, and its step.")] = False
 
 
 def _check(options: Options) -> None:
@@ -67,23 +72,50 @@ def _check(options: Options) -> None:
     check_output("--export", options.export, (".stablehlo",))
 
 
-def load(run: Path) -> tuple[Config, TrainState, tuple[int, int, int]]:
-    """The configuration, last state and image shape [H, W, C] of the run in that folder.
+def load(run: Path, checkpoint: str | int = "last") -> tuple[Config, TrainState, tuple[int, int, int]]:
+    """The configuration, a state and the image shape [H, W, C] of a run. Changes nothing; the run may train meanwhile.
+
+    Args:
+        run: Its folder, or the folder best/ or checkpoints/ in it.
+        checkpoint: last; best, with the least FCD while it trained; or the step of one that is kept.
 
     Raises:
-        ConfigError: If there is no run in that folder, or no checkpoint of it.
+        ConfigError: If there is no run in that folder, or no such checkpoint of it.
     """
+    if run.name in ("best", "checkpoints") and (run.parent / "config.json").is_file():
+        run, checkpoint = run.parent, "best" if (run.name, checkpoint) == ("best", "last") else checkpoint
     config = read_config(run)
     if config is None:
-        raise ConfigError(
-            f"{run} holds no run (no config.json); give the folder of one method, such as runs/mnist/psg."
-        )
+        raise ConfigError(_no_run(run))
     image_shape = _image_shape(run / "env.json")
-    with Checkpoints(run / "checkpoints") as checkpoints:
-        found = checkpoints.restore(jax.eval_shape(lambda: init(config, image_shape)))
+    step = None if checkpoint in ("last", "best") else _step(checkpoint)
+    like = jax.eval_shape(lambda: init(config, image_shape))
+    found = read(run / ("best" if checkpoint == "best" else "checkpoints"), like, step)
     if found is None:
-        raise ConfigError(f"{run} has no checkpoint yet; train it further with the command in its env.json.")
+        missing = (
+            "best checkpoint: one is kept when training scores its samples (--evaluation-epochs)"
+            if checkpoint == "best"
+            else "checkpoint yet; train it further with the command in its env.json"
+        )
+        raise ConfigError(f"{run} has no {missing}.")
     return config, found[0], image_shape
+
+
+def _no_run(folder: Path) -> str:
+    """Why the folder is none, with the folders to give in its place where it holds runs: of seeds, or of methods."""
+    inside = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")]
+    if inside:
+        names = ", ".join(shlex.quote(str(path)) for path in sorted(inside))
+        return f"{folder} holds no run itself; give the folder of one of those in it: {names}."
+    return f"{folder} holds no run (no config.json); give the folder of one method, such as runs/mnist/psg."
+
+
+def _step(checkpoint: str | int) -> int:
+    if not re.fullmatch("[0-9]{1,18}", str(checkpoint)):
+        raise ConfigError(
+            f"checkpoint is {checkpoint!r}; it must be last, best, or the step of a checkpoint that is kept."
+        )
+    return int(checkpoint)
 
 
 def _image_shape(path: Path) -> tuple[int, int, int]:
@@ -127,7 +159,7 @@ def to_stablehlo(config: Config, state: TrainState, image_shape: tuple[int, int,
 
 def _write(options: Options) -> str:
     """Do what is asked for, and say it in a line."""
-    config, state, image_shape = load(options.run)
+    config, state, image_shape = load(options.run, options.checkpoint)
     of = f"step {int(state.step):,}"
     if options.verify:
         return f"{digest(state)}  {of} of {options.run}"

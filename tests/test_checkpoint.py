@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import SHAPE, first_state, same, tiny
 
+from psgjax import checkpoint
 from psgjax import state as states
 from psgjax.checkpoint import CheckpointError, Checkpoints
 
@@ -85,10 +86,8 @@ def test_nothing_that_is_set_aside_is_lost_and_a_run_with_nothing_else_is_not_be
         flip(folder / f"{step}/state/_METADATA")
     for _ in range(2):  # the second time, all that is left was set aside before
         with (
+            pytest.raises(CheckpointError, match="can be used .*damaged-1, damaged-2.* delete that folder"),
             Checkpoints(folder, tell=lambda text: None) as checkpoints,
-            pytest.raises(
-                CheckpointError, match="no checkpoint that can be used .*damaged-1, damaged-2.* delete that folder"
-            ),
         ):
             checkpoints.restore(LIKE)
     shutil.rmtree(folder)
@@ -139,3 +138,45 @@ def test_a_save_that_fails_is_one_line_at_the_latest_at_the_end(disk, capfd):
         assert checkpoints.steps() == [1, 3]
         assert same(checkpoints.restore(LIKE)[0], state_of(3))
     assert capfd.readouterr().err == ""
+
+
+NAMES = ["[1]", "x[!y]", "gs:", "gs:/b", "back\\slash", "\udcff", "한글 *?", " a\n", "%20#~"]
+
+
+def test_whatever_a_folder_is_called_its_checkpoints_are_read_again(scratch, tmp_path):
+    for i, name in enumerate(NAMES):
+        folder = tmp_path / str(i) / name / "checkpoints"
+        with Checkpoints(folder, tell=pytest.fail) as checkpoints:
+            checkpoints.save(state_of(i), {"seconds": 1.0})
+        state, progress = checkpoint.read(folder, LIKE)
+        assert (int(state.step), progress) == (i, {"seconds": 1.0})
+        assert os.listdir(folder) == [str(i)]
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_who_only_reads_changes_nothing(folder, tmp_path):
+    (folder / "3.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(parents=True)  # a save under way
+    (folder / "damaged-1").mkdir()
+    listing = sorted(folder.rglob("*"))
+    assert same(checkpoint.read(folder, LIKE)[0], state_of(2))
+    assert int(checkpoint.read(folder, LIKE, step=1)[0].step) == 1
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3; it has those of 1, 2"):
+        checkpoint.read(folder, LIKE, step=3)
+    assert sorted(folder.rglob("*")) == listing
+    assert checkpoint.read(tmp_path / "none", LIKE) is None
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("moment", ["_fault", "_hashes", "_orbax", "_check"])
+def test_a_state_deleted_while_it_is_read_is_answered_with_the_newer_one(moment, folder, monkeypatch):
+    original = getattr(checkpoint, moment)
+
+    def late(*arguments):
+        monkeypatch.setattr(checkpoint, moment, original)
+        with Checkpoints(folder, keep=1) as training:
+            training.save(state_of(3), {})
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoint, moment, late)
+    assert same(checkpoint.read(folder, LIKE)[0], state_of(3))
+    assert os.listdir(folder) == ["3"]

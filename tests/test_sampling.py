@@ -14,15 +14,17 @@ from conftest import SHAPE, first_state, leaves, same, tiny
 from jax import export
 
 from psgjax import sampling, step
-from psgjax.checkpoint import Checkpoints, arrays, digest
-from psgjax.config import Network, Optimizer
+from psgjax import state as states
+from psgjax.checkpoint import Checkpoints
+from psgjax.config import Config, ConfigError, Network, Optimizer
 from psgjax.inference import make_sampler
+from psgjax.leaves import arrays, digest
 from psgjax.schema import to_json
 
 
 def leave_run(folder, config, state):
     """What sampling needs of a run."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(to_json(config))
     (folder / "env.json").write_text(json.dumps({"image_shape": SHAPE}))
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -108,6 +110,30 @@ def test_every_network_is_exported_with_what_is_sampled(config):
     )
 
 
+USERS = [  # networks, widths and image shapes as users have them: with minimal filtering, which narrow ones are too small for
+    (Network("dcgan28", width=32), (28, 28, 1)),
+    (Network("dcgan28"), (28, 28, 1)),
+    (Network("infogan28"), (28, 28, 1)),
+    (Network("sngan32", width=32), (32, 32, 3)),
+    (Network("mlp"), (28, 28, 1)),
+]
+
+
+@pytest.mark.parametrize(("network", "shape"), USERS, ids=lambda value: getattr(value, "name", None))
+def test_runs_of_the_size_that_users_train_are_exported(network, shape):
+    config = Config(network=network)
+    state, draw = jax.eval_shape(lambda: states.init(config, shape)), np.random.default_rng(0)
+    g = jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw.random(leaf.shape), leaf.dtype), state.generators)
+    state = dataclasses.replace(state, generators=g)
+    exported = export.deserialize(bytearray(sampling.to_stablehlo(config, state, shape)))
+    assert [aval.shape[2:] for aval in exported.out_avals] == [shape]
+    if network.name == "dcgan28":
+        latents = draw.standard_normal((len(g.batch_stats["BatchNorm_0"]["mean"]), 2, 100), dtype=np.float32)
+        images = exported.call(latents)
+        np.testing.assert_allclose(images, make_sampler(config, shape)(state, latents), rtol=0, atol=1e-5)
+        assert np.std(images) > 1e-3
+
+
 def test_a_hash_sees_every_bit_of_every_leaf():
     config = tiny("psg-sn")
     state = first_state(config)
@@ -149,6 +175,47 @@ def test_verify_prints_the_hash_of_the_last_state(run, tmp_path, capsys):
     assert lines[0] == f"{digest(first_state(config))}  step 0 of {run}"
     hashes = [line.split()[0] for line in lines]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_best_state_or_one_by_its_step_is_chosen_and_nothing_is_changed(run, tmp_path, capsys):
+    config = tiny()
+    kept = [dataclasses.replace(first_state(config), step=jnp.int32(step)) for step in (7, 8, 3)]
+    copy = leave_run(tmp_path / "psg", config, kept[0])
+    for name, state in (("checkpoints", kept[1]), ("best", kept[2])):
+        with Checkpoints(copy / name) as checkpoints:
+            checkpoints.save(state, {})
+        (copy / name / "9.orbax-checkpoint-tmp").mkdir()
+    listing = sorted(copy.rglob("*"))
+    asked = [
+        [str(copy)],
+        [f"{copy}/checkpoints"],
+        [str(copy), "--checkpoint", "7"],
+        [str(copy), "--checkpoint", "best"],
+    ]
+    for arguments in [*asked, [f"{copy}/best"]]:
+        assert sampling.main([*arguments, "--verify"]) == 0
+    steps = [line.split(" step ")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert steps == ["8", "8", "7", "3", "3"]
+    export_best = [f"{copy}/best", "--export", str(tmp_path / "best.stablehlo")]
+    assert sampling.main(export_best) == 0
+    assert "step 3:" in capsys.readouterr().out
+    assert sorted(copy.rglob("*")) == listing
+    for folder, given, message in [
+        (copy, "9", "no checkpoint of step 9; it has those of 7, 8"),
+        (copy, "worst", "checkpoint is 'worst'; it must be last, best, or the step"),
+        (run, "best", "no best checkpoint: one is kept when training scores"),
+    ]:
+        assert sampling.main([str(folder), "--checkpoint", given, "--verify"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_several_runs_is_answered_with_the_folders_to_give(tmp_path):
+    config = tiny()
+    runs = [leave_run(tmp_path / "my runs/psg" / f"seed-{seed}", config, first_state(config)) for seed in (0, 1)]
+    for folder in (tmp_path / "my runs/psg", tmp_path / "my runs"):
+        with pytest.raises(ConfigError, match="holds no run itself; give the folder of one") as error:
+            sampling.load(folder)
+        assert str(error.value).endswith(f": '{runs[0]}', '{runs[1]}'.")
 
 
 @pytest.mark.parametrize(

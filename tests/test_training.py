@@ -19,8 +19,9 @@ from runs import StopAfter, final_state, timeless, train
 
 from psgjax import runfolder, training
 from psgjax import state as states
-from psgjax.checkpoint import CheckpointError, Checkpoints, digest
+from psgjax.checkpoint import CheckpointError, Checkpoints
 from psgjax.config import ConfigError, Network
+from psgjax.leaves import digest
 
 
 @pytest.mark.parametrize("name", ["psg", "sngan"])
