@@ -207,8 +207,8 @@ def read(folder: Path, like: TrainState, step: int | None = None) -> tuple[Train
 def _read(path: Path, like: TrainState) -> tuple[TrainState, Progress]:
     if fault := _fault(path):
         raise CheckpointError(
-            f"the checkpoint of step {path.name} in {path.parent} is damaged: {fault}. Run the training command again: it goes on "
-            "from the one before."
+            f"the checkpoint of step {path.name} in {path.parent} is damaged: {fault}. Where an earlier one is kept, the training "
+            "command goes on from that."
         )
     arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(numbers, like))
     as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
