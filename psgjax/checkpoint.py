@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,9 @@ Progress = dict[str, Any]
 
 _HASHES = "sha256.json"
 _PARTIAL = ".orbax-checkpoint-tmp"  # in the names of what is being written, as Orbax has it, or being deleted
+_ALONE = (
+    threading.Lock()
+)  # Orbax counts its saves in the process: of two at once, one may wait for the other's number, in vain
 _SLACK = 2**20  # bytes that a checkpoint takes beside its arrays, at most
 
 
@@ -51,9 +55,6 @@ class Checkpoints(AbstractContextManager):
             folder: Of no other process that trains.
             keep: The number of states that are kept.
             tell: Hears, in a sentence each, which damaged states are set aside. Without it they are left where they are.
-
-        Raises:
-            OSError: If the folder cannot be made.
         """
         self._folder, self._keep, self._say = folder, keep, tell or (lambda text: None)
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ class Checkpoints(AbstractContextManager):
                 self._folder.mkdir()
                 self._say(f"{self._folder} was deleted while the run went on; it is made again")
             _reserve(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SLACK)
-            with _plain(self._folder) as folder, _orbax() as orbax:
+            with _ALONE, _plain(self._folder) as folder, _orbax() as orbax:
                 orbax.save(folder / str(step), args=items)
             path = self._folder / str(step)
             write_atomically(path / _HASHES, json.dumps(_hashes(path)))
@@ -215,7 +216,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, Progress]:
     items = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(arrays, restore_args=as_arrays), progress=ocp.args.JsonRestore()
     )
-    with _plain(path.parent) as folder, _orbax() as orbax:
+    with _ALONE, _plain(path.parent) as folder, _orbax() as orbax:
         _check(path, orbax.metadata(folder / path.name).item_metadata.state.tree, arrays)
         restored = orbax.restore(folder / path.name, args=items)
     first = jax.local_devices()[0]

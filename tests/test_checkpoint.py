@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from contextlib import ExitStack
 
 import jax
 import jax.numpy as jnp
@@ -168,15 +169,27 @@ def test_who_only_reads_changes_nothing(folder, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["_fault", "_hashes", "_orbax", "_check"])
-def test_a_state_deleted_while_it_is_read_is_answered_with_the_newer_one(moment, folder, monkeypatch):
-    original = getattr(checkpoint, moment)
+def test_a_state_deleted_while_it_is_read_is_answered_with_the_newer_one(moment, folder, tmp_path, monkeypatch):
+    original, newer = getattr(checkpoint, moment), tmp_path / "newer"
+    with Checkpoints(newer) as training:
+        training.save(state_of(3), {})
 
     def late(*arguments):
         monkeypatch.setattr(checkpoint, moment, original)
-        with Checkpoints(folder, keep=1) as training:
-            training.save(state_of(3), {})
+        (newer / "3").rename(folder / "3")
+        for step in ("1", "2"):
+            (folder / step).rename(newer / step)
         return original(*arguments)
 
     monkeypatch.setattr(checkpoint, moment, late)
     assert same(checkpoint.read(folder, LIKE)[0], state_of(3))
     assert os.listdir(folder) == ["3"]
+
+
+def test_many_folders_are_saved_at_once(tmp_path):
+    with ExitStack() as several:
+        opened = [several.enter_context(Checkpoints(tmp_path / str(i))) for i in range(8)]
+        for step in range(4):
+            for checkpoints in opened:
+                checkpoints.save(state_of(step), {})
+    assert all(checkpoint.saved_steps(tmp_path / str(i)) == [2, 3] for i in range(8))
