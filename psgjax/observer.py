@@ -16,7 +16,6 @@ from rich.console import Console
 
 from psgjax.config import Config
 from psgjax.data import Dataset
-from psgjax.divergence import not_finite
 from psgjax.evaluation.fitting import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
 from psgjax.inference import make_artist, make_grid, make_judge
@@ -93,8 +92,7 @@ class Observer:
                     "step": step,
                     "images": step * config.batch_size * config.method.discriminator_steps,
                     **means,
-                    # (one that is not finite is left out: JSON has none, and the next updates show whether they fail)
-                    **{f"held_out_{n}": _rounded(value) for n, value in judged.items() if not not_finite({n: value})},
+                    **{f"held_out_{name}": value for name, value in _rounded(judged).items()},
                     **({"evaluation": evaluated()} if evaluated else {}),
                     "seconds": round(seconds, 3),
                 }

@@ -184,7 +184,7 @@ def _check(options: Options, is_run: bool) -> None:
 
 def _sampled(options: Options) -> tuple[Config, np.ndarray]:
     """The configuration of a run, and images [K, n, H, W, C] uint8 of its generators."""
-    config, state, image_shape = sampling.load(options.images)
+    config, state, image_shape = sampling.load(options.images, options.checkpoint or "last")
     generators = config.method.generators
     samples = config.evaluation_samples if options.samples is None else options.samples
     if samples // generators <= NEIGHBOURS:
