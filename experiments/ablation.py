@@ -46,7 +46,7 @@ from psgjax.config import (
 from psgjax.shell import Stop, run_command, tell, terminal
 
 if TYPE_CHECKING:
-    from psgjax.data import Dataset
+    from psgjax.data.dataset import Dataset
 
 # What a task sets where the command line does not.
 TASKS: dict[str, dict[str, Any]] = {
@@ -212,7 +212,7 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: With what is in the way.
     """
-    from psgjax.identity import check_free
+    from psgjax.runs.identity import check_free
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
@@ -240,14 +240,15 @@ def on_mixture(options: Options, console: Console) -> Work:
 
 def on_mnist(options: Options, console: Console, data: Dataset, stop: Stop) -> Work:
     """What does a cell on MNIST: a run in runs/NAME, and what `convergence.summarise` says of it; None if it was stopped."""
-    from psgjax import convergence, training
-    from psgjax.tracking import read_lines
+    from psgjax.report import convergence
+    from psgjax.runs.metrics import read_lines
+    from psgjax.training import loop
 
     def work(name: str, config: Config) -> dict[str, Any] | None:
         folder = options.out / "runs" / name
         try:
-            outcome = training.train(config, data, folder, console=console, stop=stop)
-        except training.Diverged as error:  # one cell's end is not the grid's
+            outcome = loop.train(config, data, folder, console=console, stop=stop)
+        except loop.Diverged as error:  # one cell's end is not the grid's
             return {"diverged": str(error)}
         return convergence.summarise(config.method, read_lines(folder / "metrics.jsonl")) if outcome.finished else None
 
@@ -316,9 +317,10 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     cells = configure(options)
     options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     check_out(options.out)
-    from psgjax import data as datasets
-    from psgjax import environment, identity
-    from psgjax.tracking import write_atomically
+    from psgjax import environment
+    from psgjax.data import dataset as datasets
+    from psgjax.files import write_atomically
+    from psgjax.runs import identity
 
     say = tell(console)
     environment.settle()

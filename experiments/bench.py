@@ -33,8 +33,8 @@ from typing_extensions import Doc
 
 from experiments.peers import Worker, cores, race
 from psgjax.config import ConfigError
+from psgjax.files import write_atomically
 from psgjax.shell import check_output, run_command
-from psgjax.tracking import write_atomically
 
 METHODS = ("psg", "sngan", "gan")
 

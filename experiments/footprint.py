@@ -27,8 +27,9 @@ import tyro
 from typing_extensions import Doc
 
 from psgjax.config import ConfigError
+from psgjax.files import write_atomically
+from psgjax.runs.metrics import read_lines
 from psgjax.shell import check_output, run_command
-from psgjax.tracking import read_lines, write_atomically
 
 _COMMON = ("--methods", "psg", "--data.source", "packaged", "--evaluation-epochs", "0")
 _REFERENCE = ("--network.width", "64", "--batch-size", "128")
@@ -87,14 +88,15 @@ def watch(arguments: tuple[str, ...], cache: Path, begin: tuple[str, ...] = _COM
 def noting(file: str, *arguments: str) -> int:
     """The command `experiments.mnist`, which saves often, and writes the bytes that it holds before its first update to a file."""
     from experiments import mnist
-    from psgjax import environment, training
+    from psgjax.lowering import heaps
+    from psgjax.training import loop
 
     def trim_heaps() -> None:  # first called when all is done that is done before an update
-        environment.trim_heaps()
+        heaps.trim_heaps()
         if not Path(file).exists():
             Path(file).write_text(str(_resident(os.getpid())), encoding="utf-8")
 
-    with mock.patch.multiple(training, trim_heaps=trim_heaps, _SAVE_SECONDS=_SAVE_SECONDS):
+    with mock.patch.multiple(loop, trim_heaps=trim_heaps, _SAVE_SECONDS=_SAVE_SECONDS):
         return mnist.main(list(arguments))
 
 
@@ -117,9 +119,9 @@ def activations(arguments: tuple[str, ...]) -> int:
     import jax
 
     from experiments import mnist
-    from psgjax import data
-    from psgjax.state import abstract
-    from psgjax.step import make_run
+    from psgjax.data import dataset as data
+    from psgjax.method.state import abstract
+    from psgjax.method.step import make_run
 
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     config = next(iter(mnist.configure(options).values()))

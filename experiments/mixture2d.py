@@ -116,7 +116,7 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: With what is in the way.
     """
-    from psgjax.identity import check_free
+    from psgjax.runs.identity import check_free
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
@@ -147,7 +147,7 @@ def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[st
     import matplotlib
     from matplotlib.figure import Figure
 
-    from psgjax.figures import PALETTE, STYLE
+    from psgjax.report.figures import PALETTE, STYLE
 
     columns = max(len(methods) for methods in samples.values())
     with matplotlib.rc_context(STYLE):
@@ -189,7 +189,7 @@ def run(options: Options, command: str, console: Console) -> None:
     import jax
 
     from psgjax import environment
-    from psgjax.tracking import write_atomically
+    from psgjax.files import write_atomically
 
     environment.settle()
     environment.use_compilation_cache()

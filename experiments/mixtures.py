@@ -22,7 +22,7 @@ from psgjax.schema import check_seed
 if TYPE_CHECKING:
     import jax
 
-    from psgjax.state import TrainState
+    from psgjax.method.state import TrainState
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
@@ -113,8 +113,8 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from psgjax import inference, step
-        from psgjax import state as states
+        from psgjax.method import inference, step
+        from psgjax.method import state as states
 
         sampler = inference.make_sampler(config, SHAPE)
 
@@ -135,7 +135,7 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from psgjax.tracking import ProgressDisplay
+        from psgjax.training.progress import ProgressDisplay
 
         steps, done, count = self.config.steps, 0, 1
         points_per_step = len(self.seeds) * self.config.batch_size * self.config.method.discriminator_steps

@@ -38,7 +38,7 @@ from psgjax.config import (
 from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
-    from psgjax.data import Dataset
+    from psgjax.data.dataset import Dataset
 
 # What a preset sets where the command line does not.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def check_out(out: Path, configs: dict[str, Config], data: Dataset, seeds: Seque
     Raises:
         ConfigError: With the settings or seeds that differ, or with what is in the way.
     """
-    from psgjax.identity import check_folder, check_free, runs_in
+    from psgjax.runs.identity import check_folder, check_free, runs_in
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
@@ -181,7 +181,7 @@ def run(options: Options, console: Console, stop: Stop) -> int:
     options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     if not options.distributed:
         return _train(options, configs, console, stop)
-    from psgjax import sharding
+    from psgjax.method import sharding
 
     with sharding.joined(options.coordinator, options.processes, options.process) as first:
         return _train(options, configs, console if first else Console(quiet=True), stop)
@@ -190,8 +190,11 @@ def run(options: Options, console: Console, stop: Stop) -> int:
 def _train(options: Options, configs: dict[str, Config], console: Console, stop: Stop) -> int:
     import jax
 
-    from psgjax import data as datasets
-    from psgjax import environment, identity, sharding, training
+    from psgjax import environment
+    from psgjax.data import dataset as datasets
+    from psgjax.method import sharding
+    from psgjax.runs import identity
+    from psgjax.training import loop
 
     environment.settle()
     asked = next(iter(configs.values())).data
@@ -219,10 +222,8 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
         if mesh is not None and (idle := sharding.left_over(mesh)):
             tell(console)(f"{name}: {idle}")
         try:
-            outcome = training.train(
-                config, data, options.out / name, seeds=seeds, mesh=mesh, console=console, stop=stop
-            )
-        except training.Diverged as error:  # one method's end is not the others'
+            outcome = loop.train(config, data, options.out / name, seeds=seeds, mesh=mesh, console=console, stop=stop)
+        except loop.Diverged as error:  # one method's end is not the others'
             if writes:
                 print(f"error: {one_line(str(error))}", file=sys.stderr)
             status = 1
@@ -231,7 +232,7 @@ def _train(options: Options, configs: dict[str, Config], console: Console, stop:
             tell(console)(outcome.stopped(name, config.steps))
             return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
     if writes:
-        from psgjax import page
+        from psgjax.report import page
 
         tell(console)(f"report: {page.write(options.out)}")
     return status

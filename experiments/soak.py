@@ -23,8 +23,9 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax.config import ConfigError
+from psgjax.files import write_atomically
+from psgjax.runs.metrics import read_lines
 from psgjax.shell import run_command, tell, terminal
-from psgjax.tracking import read_lines, write_atomically
 
 _SETTINGS = ("--data.source", "packaged", "--data.train-images", "1024", "--network.width", "4", "--batch-size", "32")
 _SAVE_SECONDS = 0.5  # far more often than a user's run: many kills fall into a save
@@ -45,10 +46,10 @@ class Options:
 def _train(arguments: list[str], log: Path) -> None:
     """A process that trains as the command does, but saves more often."""
     from experiments import mnist
-    from psgjax import training
+    from psgjax.training import loop
 
-    training._SAVE_SECONDS = _SAVE_SECONDS
-    training._CALL_SECONDS = _SAVE_SECONDS / 2
+    loop._SAVE_SECONDS = _SAVE_SECONDS
+    loop._CALL_SECONDS = _SAVE_SECONDS / 2
     with log.open("a", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         sys.exit(mnist.main(arguments))
@@ -87,7 +88,8 @@ def compare(cut: Path, whole: Path) -> dict[str, int]:
     """Lines lost and doubled in the first run's metrics.jsonl, lines that differ, numbers of the final state with other bits."""
     import numpy as np
 
-    from psgjax import leaves, sampling
+    from psgjax import leaves
+    from psgjax.commands import sample
 
     ours, theirs = (
         [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(run / "metrics.jsonl")]
@@ -95,7 +97,7 @@ def compare(cut: Path, whole: Path) -> dict[str, int]:
     )
     counts, wanted = (Counter(line["step"] for line in lines) for lines in (ours, theirs))
     by_step = {line["step"]: line for line in ours}
-    states = [leaves.arrays(sampling.load(run)[1]) for run in (cut, whole)]
+    states = [leaves.arrays(sample.load(run)[1]) for run in (cut, whole)]
     raw = [(array, states[1][name]) for name, array in states[0].items()]
     return {
         "lines": len(theirs),

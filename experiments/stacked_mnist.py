@@ -47,7 +47,7 @@ from psgjax.evaluation.modes import stacked_modes
 from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
 
 if TYPE_CHECKING:
-    from psgjax.data import Dataset
+    from psgjax.data.dataset import Dataset
     from psgjax.evaluation.classifier import Classifier
 
 CHANNELS, CLASSES = 3, 10
@@ -177,7 +177,7 @@ def stack(digits: np.ndarray, labels: np.ndarray, count: int, seed: tuple[int, .
 
 def stacked(digits: Dataset, count: int, seed: int) -> Dataset:
     """Stacked images of a data set's digits: of the training ones to train on, of the held-out ones to hold out."""
-    from psgjax.data import fingerprints
+    from psgjax.data.dataset import fingerprints
 
     images, modes = stack(digits.images, digits.labels, count, (seed, _STACKS, 0))
     held_out, held_out_modes = stack(digits.held_out_images, digits.held_out_labels, _HELD_OUT, (seed, _STACKS, 1))
@@ -210,10 +210,10 @@ def measure(predictions: np.ndarray) -> dict[str, Any]:
 
 def judge(folder: Path, classifier: Classifier, samples: int) -> dict[str, Any]:
     """What the finished run in that folder covers: its mixture of generators, and each generator alone."""
-    from psgjax import sampling
+    from psgjax.commands import sample
 
-    config, state, image_shape = sampling.load(folder)
-    images = sampling.sample(config, state, image_shape, samples, config.seed)
+    config, state, image_shape = sample.load(folder)
+    images = sample.sample(config, state, image_shape, samples, config.seed)
     predictions = np.stack([predict(classifier, own) for own in images])
     which = np.random.default_rng((config.seed, _CHOICE)).integers(len(images), size=samples)
     mixed = predictions[which, np.arange(samples)]
@@ -224,7 +224,7 @@ def sizes(config: Config, image_shape: tuple[int, int, int]) -> dict[str, int]:
     """Parameters of D, and of each generator."""
     import jax
 
-    from psgjax import state as states
+    from psgjax.method import state as states
 
     state = jax.eval_shape(lambda: states.init(config, image_shape))
     each = {"discriminator": state.discriminator.params, "generator": state.generators.params}
@@ -275,7 +275,7 @@ def check_out(out: Path, configs: dict[str, list[Config]], data: Dataset) -> Non
     Raises:
         ConfigError: With the settings that differ, or with what is in the way.
     """
-    from psgjax.identity import check_folder, check_free
+    from psgjax.runs.identity import check_folder, check_free
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must name a folder.")
@@ -299,10 +299,12 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
     """
     protocol, configs = options.protocol, configure(options)
-    from psgjax import data as datasets
-    from psgjax import environment, identity, training
+    from psgjax import environment
+    from psgjax.data import dataset as datasets
     from psgjax.evaluation.fitting import for_data
-    from psgjax.tracking import write_atomically
+    from psgjax.files import write_atomically
+    from psgjax.runs import identity
+    from psgjax.training import loop
 
     say = tell(console)
     environment.settle()
@@ -325,8 +327,8 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
         for config in trials:
             folder = trial_folder(out, config)
             try:
-                outcome = training.train(config, data, folder, console=console, stop=stop)
-            except training.Diverged as error:  # one method's end is not the others'
+                outcome = loop.train(config, data, folder, console=console, stop=stop)
+            except loop.Diverged as error:  # one method's end is not the others'
                 print(f"error: {one_line(str(error))}", file=sys.stderr)
                 results["diverged"][name] = f"seed {config.seed}: {error}"
                 break

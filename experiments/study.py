@@ -19,8 +19,9 @@ import tyro
 from typing_extensions import Doc
 
 from experiments import mnist
-from psgjax import claims, environment, intervals, results, shell
-from psgjax.tracking import write_atomically
+from psgjax import environment, shell
+from psgjax.files import write_atomically
+from psgjax.report import claims, intervals, results
 
 # The folders of runs, and what each is given beside what all are.
 RUNS: dict[str, tuple[str, ...]] = {

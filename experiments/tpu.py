@@ -83,8 +83,8 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from psgjax import sharding, step
-    from psgjax import state as states
+    from psgjax.method import sharding, step
+    from psgjax.method import state as states
 
     chips = [int(text) for text in re.findall(r"\d+", topology.partition(":")[2])]
     # libtpu takes hosts of 2x2 chips for granted; fewer chips make a smaller host.
@@ -166,7 +166,7 @@ def run(options: Options) -> int:
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # before jax starts: no TPU is looked for
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from psgjax.environment import provenance, settle
-    from psgjax.tracking import write_atomically
+    from psgjax.files import write_atomically
 
     check_output("--json", options.json)
     settle()

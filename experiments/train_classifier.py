@@ -59,8 +59,8 @@ def run(options: Options, command: str, console: Console) -> None:
     Raises:
         ConfigError: Before anything is written, for data that cannot be had.
     """
-    from psgjax import data as datasets
     from psgjax import environment
+    from psgjax.data import dataset as datasets
     from psgjax.evaluation import classifier as classifiers
     from psgjax.evaluation import fitting
 

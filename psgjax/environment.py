@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import platform
@@ -39,8 +38,6 @@ SETTINGS: dict[str, Any] = {
     "jax_check_tracer_leaks": False,
     "jax_transfer_guard": None,
 }
-SCRATCH = 32 * 2**20  # bytes that an operation takes for itself, at most: what heaps must grow by for its sake
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SHARE_OF_PEAK = (
     0.35  # of the matmul rate that a step reaches (0.2 to 0.4 on a Xeon of two cores): for the forecast alone
 )
@@ -174,36 +171,3 @@ def use_compilation_cache() -> None:
             folder = ""
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def limit_heaps(largest: int = 2**20) -> None:
-    """Have glibc put blocks of more bytes than that in memory of their own, given back when they are freed, if no heap has room.
-
-    Left alone it takes heaps for ever larger ones. Elsewhere than under glibc this does nothing.
-    """
-    if libc := _glibc():
-        libc.mallopt(_M_MMAP_THRESHOLD, largest)
-
-
-def keep_heaps() -> None:
-    """Have glibc keep what is freed of its heaps, until `trim_heaps`, for the next operation that asks for as much.
-
-    Left alone it may give the end of a heap back after an operation and take it anew for the next, page by page, zeroed each time:
-    whether it does depends on the sizes that happen to be freed first. Elsewhere than under glibc this does nothing.
-    """
-    if libc := _glibc():
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
-
-
-def trim_heaps() -> None:
-    """Have glibc give back to the operating system what it keeps of freed memory: after compiling, say, that is much.
-
-    It keeps a heap for each thread, and a long run would hold ever more otherwise. Elsewhere than under glibc this does nothing.
-    """
-    if libc := _glibc():
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "malloc_trim") else None

@@ -100,12 +100,10 @@ def _guard_imports() -> None:
 
     Does nothing where another program imports this package.
     """
-    arguments = sys.orig_argv
-    if (
-        sys.argv[:1] != ["-m"] or "-m" not in arguments[:-1]
-    ):  # what sys.argv begins with while `python -m` looks for its module
-        return
-    if arguments[arguments.index("-m") + 1].split(".")[0] not in ("psgjax", "experiments"):
+    arguments, program = sys.orig_argv, Path(sys.argv[0]).name if sys.argv else ""
+    if program == "-m" and "-m" in arguments[:-1]:  # what it is while `python -m` looks for its module
+        program = arguments[arguments.index("-m") + 1].split(".")[0]
+    if program not in ("psgjax", "experiments"):
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started it has it ignored
         signal.signal(signal.SIGINT, _end_import)

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 import pytest
 
-from psgjax import state as states
 from psgjax.config import METHODS, Config, Data, Method, Network
-from psgjax.data import Dataset, load
+from psgjax.data.dataset import Dataset, load
+from psgjax.method import state as states
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too

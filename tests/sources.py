@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from psgjax import data, idx
 from psgjax.config import Data
+from psgjax.data import dataset, idx
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = idx.FILES
 ARRAYS = ("images", "labels", "held_out_images", "held_out_labels")
@@ -47,14 +47,14 @@ def same(one, other):
 
 
 def load(**settings):
-    """`data.load` with these settings, in silence."""
-    return data.load(Data(**settings), lambda line: None)
+    """`dataset.load` with these settings, in silence."""
+    return dataset.load(Data(**settings), lambda line: None)
 
 
 def refused(tmp_path, fragments, **settings):
     """Whether loading says no in one line, which holds the fragments, and leaves nothing in the folder."""
     before = snapshot(tmp_path)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(dataset.DataError) as caught:
         load(**settings)
     message = str(caught.value)
     assert [fragment for fragment in fragments if fragment not in message] == []

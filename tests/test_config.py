@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psgjax import config as configuration
 from psgjax import schema
 from psgjax.config import METHODS, Config, ConfigError, Data, Mesh, Method, Network, Optimizer
-from psgjax.runfolder import read_config
+from psgjax.runs.folder import read_config
 
 BAD = [
     (Method, {"generators": 0}, "method.generators is 0; it must be a whole number of at least 1"),

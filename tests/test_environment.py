@@ -16,13 +16,15 @@ from conftest import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from runs import StopAfter, train
+from small_runs import StopAfter, train
 
 import psgjax
 from experiments import mnist
-from psgjax import environment, sampling, training
+from psgjax import environment
+from psgjax.commands import sample
 from psgjax.config import ConfigError
 from psgjax.shell import run_command
+from psgjax.training import loop
 
 ROOT = Path(psgjax.__file__).parents[1]
 RUN = [
@@ -82,9 +84,9 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_package_and_of_no_o
 
 
 def test_the_command_is_what_a_person_types(monkeypatch):
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("psgjax.evaluation.__main__", None))
-    monkeypatch.setattr(sys, "argv", ["x", "runs/a b"])
-    assert environment.provenance()["command"] == "python -m psgjax.evaluation 'runs/a b'"
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("psgjax.__main__", None))
+    monkeypatch.setattr(sys, "argv", ["x", "evaluate", "runs/a b"])
+    assert environment.provenance()["command"] == "python -m psgjax evaluate 'runs/a b'"
 
 
 def test_a_run_that_goes_on_elsewhere_says_that_its_bits_differ():
@@ -101,8 +103,8 @@ def test_training_says_so_and_records_it(data, tmp_path, monkeypatch):
         patch.setattr(environment, "cores", lambda: 64)
         train(tiny("gan", steps=16), data, tmp_path / "run", StopAfter(1))
     said = io.StringIO()
-    stop, console = training.Stop(), Console(file=said)
-    assert training.train(tiny("gan", steps=16), data, tmp_path / "run", console=console, stop=stop).finished
+    stop, console = loop.Stop(), Console(file=said)
+    assert loop.train(tiny("gan", steps=16), data, tmp_path / "run", console=console, stop=stop).finished
     here = environment.device_name()
     assert f"so far this run was on cpu (64 cores), from here on it is on {here}: the last" in said.getvalue()
     recorded = json.loads((tmp_path / "run/env.json").read_text(encoding="utf-8"))
@@ -191,7 +193,7 @@ def program(*arguments, **variables):
 
 def verified(folder, capsys):
     capsys.readouterr()
-    assert sampling.main([str(folder), "--verify"]) == 0
+    assert sample.main([str(folder), "--verify"]) == 0
     return capsys.readouterr().out.split()[0]
 
 
@@ -214,7 +216,7 @@ def test_a_run_has_the_same_bits_whatever_the_environment_says_of_jax(tmp_path, 
     ("command", "variable", "value", "line"),
     [
         (
-            ["psgjax.sampling", "run"],
+            ["psgjax", "sample", "run"],
             "JAX_RANDOM_SEED_OFFSET",
             "many",
             "error: a JAX_... variable of the environment has a value",

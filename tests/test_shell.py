@@ -19,7 +19,7 @@ import psgjax
 from psgjax import shell
 from psgjax.config import ConfigError
 from psgjax.shell import Failure, Stop, check_output, run_command, tell, terminal, warn
-from psgjax.tracking import ProgressDisplay
+from psgjax.training.progress import ProgressDisplay
 
 ROOT = Path(psgjax.__file__).parents[1]
 NAMES = ["[bold]x[/]", "[/]", ":smile: [red", "a{b}%s", "한글 é", "tab\tbell\x07 line\nreturn\r.", "x" * 300]
@@ -194,8 +194,8 @@ def program(*arguments, **environment):
 def test_ctrl_c_while_importing_is_one_line(tmp_path):
     (tmp_path / "tyro.py").write_text("import time; print('importing', flush=True); time.sleep(60)", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for module in ("experiments.mnist", "psgjax.evaluation"):
-        command = [sys.executable, "-m", module]
+    for words in (["experiments.mnist"], ["psgjax", "evaluate"]):
+        command = [sys.executable, "-m", *words]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         ) as process:

@@ -16,8 +16,8 @@ from jax import lax
 from experiments.peers import Case, Failed, TooSlow, Worker
 from experiments.peers.ours import Layer
 from experiments.peers.race import spread
-from psgjax import conv
 from psgjax.config import ConfigError, named_method
+from psgjax.lowering import conv
 
 if TYPE_CHECKING:
     from experiments.bench import Options

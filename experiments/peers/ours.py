@@ -14,9 +14,10 @@ import numpy as np
 from flax import linen as nn
 
 from experiments import peers
-from psgjax import conv, environment, filtering, step
-from psgjax import state as states
 from psgjax.config import Config, Network, named_method
+from psgjax.lowering import conv, filtering, heaps
+from psgjax.method import state as states
+from psgjax.method import step
 from psgjax.networks.layers import Down, Pointwise, Up
 
 _MATMUL_SECONDS = 0.15
@@ -46,9 +47,9 @@ class Psgjax:
         started = time.perf_counter()
         self.program = run.lower(self.state, self.images, jnp.int32(1)).compile()
         self.facts = {"compile_seconds": time.perf_counter() - started, "device": jax.devices()[0].device_kind}
-        environment.limit_heaps(environment.SCRATCH)
-        environment.keep_heaps()
-        environment.trim_heaps()
+        heaps.limit_heaps(heaps.SCRATCH)
+        heaps.keep_heaps()
+        heaps.trim_heaps()
         self.per_epoch = config.steps_per_epoch(peers.TRAIN_IMAGES)
         self.position = 0
 

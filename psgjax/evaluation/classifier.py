@@ -23,10 +23,11 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from psgjax import conv, step
 from psgjax.config import ConfigError
+from psgjax.files import write_atomically
+from psgjax.lowering import conv
+from psgjax.method import step
 from psgjax.networks.dcgan import ConvDiscriminator
-from psgjax.tracking import write_atomically
 
 Tree = Any
 
@@ -167,7 +168,9 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
     if images.dtype != np.uint8:
         holds_nan = np.issubdtype(images.dtype, np.inexact) and np.isnan(images).any()
         advice = (
-            "the generator diverged, or the file is damaged" if holds_nan else "psgjax.tracking.to_pixels makes them"
+            "the generator diverged, or the file is damaged"
+            if holds_nan
+            else "psgjax.data.pictures.to_pixels makes them"
         )
         raise ValueError(
             f"images are {images.dtype}{' and hold NaN' if holds_nan else ''}; they must be uint8, 0 to 255: {advice}."

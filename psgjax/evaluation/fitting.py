@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from psgjax import conv, environment
-from psgjax.data import Dataset
+from psgjax import environment
+from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier, ClassifierError
+from psgjax.lowering import conv
 
 Tree = Any
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from psgjax.data import Dataset
+from psgjax.data.dataset import Dataset
 from psgjax.evaluation import c2st, fitting, frechet, manifold, modes, neighbours
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier

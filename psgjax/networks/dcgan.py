@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from psgjax import conv
+from psgjax.lowering import conv
 from psgjax.networks.layers import NORMAL, BatchNorm, Dense, Down, Up
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from psgjax import channels, conv
+from psgjax.lowering import conv, reductions
 
 NORMAL = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
 
 # What is left out here, dimensions and precision, is always the same: [n, A] times [A, B], and the precision that the context sets.
-Dense = partial(nn.Dense, dot_general=lambda x, kernel, *_, **__: channels.product(x, kernel))
+Dense = partial(nn.Dense, dot_general=lambda x, kernel, *_, **__: reductions.product(x, kernel))
 
 
 class Down(nn.Module):
@@ -36,7 +36,7 @@ class Down(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, images.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        return channels.add_bias(conv.down(images, kernel, stride=self.stride), bias)
+        return reductions.add_bias(conv.down(images, kernel, stride=self.stride), bias)
 
 
 class Up(nn.Module):
@@ -55,7 +55,7 @@ class Up(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         features, kernel, bias = nn.dtypes.promote_dtype(features, kernel, bias, dtype=self.dtype)
         images = conv.up(features, kernel, stride=self.stride)
-        return channels.add_bias(images, bias) if self.use_bias else images
+        return reductions.add_bias(images, bias) if self.use_bias else images
 
 
 class Pointwise(nn.Module):
@@ -72,9 +72,9 @@ class Pointwise(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (images.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        features = channels.product(images.reshape(-1, images.shape[-1]), kernel)
+        features = reductions.product(images.reshape(-1, images.shape[-1]), kernel)
         features = features.reshape(*images.shape[:-1], self.features)
-        return channels.add_bias(features, bias) if self.use_bias else features
+        return reductions.add_bias(features, bias) if self.use_bias else features
 
 
 class BatchNorm(nn.Module):
@@ -92,8 +92,8 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         if not train:
-            return channels.normalise_by(x, scale, bias, mean.value, variance.value)
-        x, *batch = channels.normalise(x, scale, bias, self.axis_name)
+            return reductions.normalise_by(x, scale, bias, mean.value, variance.value)
+        x, *batch = reductions.normalise(x, scale, bias, self.axis_name)
         if not self.is_initializing():
             for running, new in zip((mean, variance), batch, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new

@@ -1,0 +1,45 @@
+"""`psgjax COMMAND` and `python -m psgjax COMMAND`: one file a command, in `commands/`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from psgjax import __version__
+
+COMMANDS = {
+    "train": "Train one method, or several to compare, on any images, and write one report.",
+    "sample": "Draw images from a saved run, or export its generators.",
+    "evaluate": "Score generated images against real ones.",
+    "report": "Draw the report of a folder of runs again.",
+    "replay": "Make an update that diverged again, and show what it did.",
+}
+
+
+def usage() -> str:
+    """What `psgjax --help` prints."""
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: psgjax COMMAND [OPTIONS]", "", *lines, "", "`psgjax COMMAND --help` explains every option."]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the first argument names; status 2 for one that there is not."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}; known are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"psgjax.commands.{name}")
+    status: int = module.main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

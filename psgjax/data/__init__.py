@@ -1,0 +1,1 @@
+"""Images in: sources, and the data set that they make."""

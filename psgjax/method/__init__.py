@@ -1,0 +1,1 @@
+"""The mathematics: objectives, spectral normalisation, the update, its state, its passes."""

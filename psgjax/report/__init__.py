@@ -1,0 +1,1 @@
+"""What runs left, read and drawn: statistics, figures, one page."""

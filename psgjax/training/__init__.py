@@ -1,0 +1,1 @@
+"""The loop, and what is seen of a run while it trains."""

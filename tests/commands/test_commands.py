@@ -1,0 +1,85 @@
+"""What every command promises: seeds and outputs are checked before the work, Ctrl-C is one line, a table comes before its file."""
+
+import errno
+
+import pytest
+
+from experiments import footprint, soak, tpu, train_classifier
+from psgjax.commands import evaluate as evaluation
+from psgjax.commands import sample
+from psgjax.config import ConfigError
+from psgjax.runs import divergence
+from psgjax.training import loop
+
+RUN = "runs/mnist/psg"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def never(*arguments):
+    raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), str(2**64)])
+def test_seeds_that_jax_would_take_modulo_are_refused(seed, capsys):
+    for main in (sample.main, evaluation.main):
+        assert main([RUN, "--seed", seed]) == 2
+        assert capsys.readouterr().err == f"error: seed is {seed}; it must be a whole number from 0 to 4294967295.\n"
+    assert train_classifier.main(["--seed", seed]) == 2
+    with pytest.raises(ConfigError, match="seed is"):
+        sample.sample(None, None, (8, 8, 1), 1, int(seed))
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "evaluate", never)
+    monkeypatch.setattr(footprint, "measure", never)
+    monkeypatch.setattr(tpu, "compile_for", never)
+    for main, arguments in ((evaluation.main, [RUN]), (footprint.main, []), (tpu.main, [])):
+        assert main([*arguments, "--json", "none/x.json"]) == 2
+        assert capsys.readouterr().err.startswith(
+            "error: --json none/x.json lies in a folder that does not exist; give "
+        )
+
+
+def test_the_table_is_shown_though_its_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    scores = {
+        "samples": 60,
+        "fcd": 1.25,
+        "reference": 9,
+        "reference_sha256": "0" * 64,
+        "reference_description": "r",
+        "left_out": {},
+    }
+    monkeypatch.setattr(evaluation, "evaluate", lambda options, console: scores)
+    monkeypatch.setattr(evaluation, "write_atomically", full)
+    monkeypatch.setenv("PATH", "")  # nor is git missed
+    assert evaluation.main(["[bold]a:smile:", "--json", "x.json"]) == 2
+    out, error = capsys.readouterr()
+    assert "1.25" in out
+    assert "[bold]a:smile:" in out
+    assert error == "error: [Errno 28] No space left on device: 'x.json'\n"
+    monkeypatch.undo()
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_ctrl_c_is_one_line_whatever_is_at_work(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "load", interrupt)
+    monkeypatch.setattr(evaluation, "evaluate", interrupt)
+    monkeypatch.setattr(divergence, "replay", interrupt)
+    monkeypatch.setattr(soak, "run", interrupt)
+    commands = (sample.main, [RUN]), (evaluation.main, [RUN]), (loop.main, ["--replay", "x"]), (soak.main, [])
+    for main, arguments in commands:
+        assert main(arguments) == 130
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("stopped")
+        assert error.count("\n") == 1

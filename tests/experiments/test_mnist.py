@@ -1,0 +1,384 @@
+"""The main command: what it writes, what it refuses, and that a killed run ends as if nothing had happened."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import leaves, same
+from PIL import Image
+
+from experiments import mnist
+from psgjax.commands import sample
+from psgjax.config import METHODS, Config, Method
+from psgjax.method.state import init
+from psgjax.runs import folder as runfolder
+from psgjax.runs.checkpoint import Checkpoints
+from psgjax.runs.metrics import read_lines
+from psgjax.schema import from_json, to_json
+
+SMALL = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "8", "--evaluation-epochs", "0"]
+
+
+def write_idx(folder, train=64, test=16, side=28):
+    """Four IDX files of noise."""
+    folder.mkdir(exist_ok=True)
+    generate = np.random.default_rng(0).integers
+    for name, count in (("train", train), ("t10k", test)):
+        images = generate(0, 256, (count, side, side), dtype=np.uint8)
+        header = b"".join(int(n).to_bytes(4, "big") for n in (2051, count, side, side))
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = b"".join(int(n).to_bytes(4, "big") for n in (2049, count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(header + generate(0, 10, count, dtype=np.uint8).tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def idx(tmp_path_factory):
+    return write_idx(tmp_path_factory.mktemp("idx"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def main(*arguments):
+    try:
+        return mnist.main([str(a) for a in arguments])
+    except SystemExit as exit:
+        return exit.code
+
+
+def timeless(folder):
+    return [
+        {key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+def final_state(folder):
+    config = runfolder.read_config(folder)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(jax.eval_shape(lambda: init(config, (28, 28, 1))))[0]
+
+
+def test_trains_both_methods_and_writes_everything(idx, tmp_path, capsys):
+    arguments = ("--epochs", "2", "--data.dir", idx, *SMALL)
+    assert main(*arguments) == 0
+    out = tmp_path / "runs/mnist"
+    for name in (
+        "report.html",
+        "summary.json",
+        *(f"figures/{figure}.png" for figure in ("loss", "accuracy", "samples")),
+    ):
+        assert (out / name).stat().st_size > 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["methods"]) == {"psg", "sngan"}
+    for method in ("psg", "sngan"):
+        folder = out / method
+        config = from_json(Config, (folder / "config.json").read_text())
+        assert (config.method, config.steps) == (METHODS[method], 16)
+        assert [(line["epoch"], line["step"], line["images"]) for line in read_lines(folder / "metrics.jsonl")] == [
+            (1, 8, 64),
+            (2, 16, 128),
+        ]
+        found = json.loads((folder / "env.json").read_text())["data"]
+        assert (found["source"], found["dir"], found["train_images"]) == ("idx", str(idx), 64)
+        assert {path.name for path in (folder / "samples").iterdir()} == {f"epoch-000{i}.png" for i in range(3)}
+    told = capsys.readouterr().out
+    assert "psg: training 16 steps (2 epochs) at batch size 8 on cpu" in told
+    assert re.search(r"^psg: training .*; about \d", told, re.MULTILINE)
+    assert told.count("not MNIST as published") == 1
+
+    for name in ("some.png", "some.npz"):  # a saved run can be sampled
+        assert sample.main([str(out / "psg"), "--count", "5", "--out", name]) == 0
+    with np.load("some.npz", allow_pickle=False) as saved:
+        assert saved["images"].shape == (2, 5, 28, 28, 1)
+        more = sample.sample(*sample.load(out / "psg"), count=7, seed=0)
+        np.testing.assert_array_equal(more[:, :5], saved["images"])
+    with Image.open("some.png") as picture:
+        assert picture.size == (8 * 28, 2 * 28)
+
+    (out / "report.html").unlink()  # a finished run says so and redraws the report
+    lines = timeless(out / "psg")
+    assert main(*arguments) == 0
+    assert "psg: finished already, 16 steps" in capsys.readouterr().out
+    assert (out / "report.html").exists()
+    assert timeless(out / "psg") == lines
+
+    listing = {path: path.stat().st_mtime_ns for path in out.rglob("*")}  # other settings touch nothing
+    assert main(*arguments, "--seed", "1") == 2
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+    assert main(*arguments, "--methods", "gan", "--optimizer.beta1", "0.1") == 2  # nor does another method beside these
+    assert "optimizer.beta1: 0.5 -> 0.1" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == listing
+
+
+def test_every_seed_leaves_what_a_run_of_its_own_leaves(idx, tmp_path, capsys):
+    arguments = (
+        "--epochs",
+        "1",
+        "--data.dir",
+        idx,
+        *SMALL[:-2],
+        "--evaluation-epochs",
+        "1",
+        "--evaluation-samples",
+        "24",
+    )
+    assert main(*arguments, "--methods", "gan", "--seeds", "7", "3") == 0
+    assert main(*arguments, "--methods", "gan", "--seeds", "3", "--out", "one") == 0  # one seed: no folder for it
+    together, alone = tmp_path / "runs/mnist/gan/seed-3", tmp_path / "one/gan"
+    assert {path.relative_to(together) for path in together.rglob("*.*")} == {
+        path.relative_to(alone) for path in alone.rglob("*.*")
+    }
+    assert timeless(together) == timeless(alone)
+    assert timeless(together)[0]["evaluation"]["samples"] == 24
+    assert (together / "neighbours.png").read_bytes() == (alone / "neighbours.png").read_bytes()
+    assert same(final_state(together), final_state(alone))
+    assert list(json.loads((tmp_path / "runs/mnist/summary.json").read_text())["methods"]["gan"]["seeds"]) == ["3", "7"]
+    assert sample.main([str(together), "--count", "5", "--out", "some.png"]) == 0
+    capsys.readouterr()
+    for seeds in (["--seeds", "3", "8"], ["--seed", "3"]):
+        assert main(*arguments, "--methods", "psg", *seeds) == 2  # nor does another method beside these
+        error = capsys.readouterr().err.strip()
+        assert "gan holds the seeds 3 7, asked for is 3" in error
+        assert "\n" not in error
+    assert not (tmp_path / "runs/mnist/psg").exists()
+
+
+# Arguments, and what the one line on standard error must say. {idx} is a folder of good files.
+BAD = [
+    (["--methods", "psgg"], "unknown method 'psgg'; known are psg, sngan.* Did you mean 'psg'"),
+    (["--methods"], "--methods names none"),
+    (["--data.dir", "missing"], "missing"),
+    (["--data.source", "idx", "--data.dir", "empty"], "empty"),
+    (["--data.source", "idx"], "--data.dir"),
+    (["--data.dir", "{idx}", "--batch-size", "65"], "batch_size 65 .* use a --batch-size of at most 64"),
+    (["--steps", "0"], "steps is 0; it must be a whole number of at least 1"),
+    (["--steps", "-5"], "steps is -5"),
+    (["--epochs", "0"], "epochs is 0; it must be a whole number of at least 1"),
+    (["--epochs", "1", "--steps", "1"], "give one of them"),
+    (["--seed", "0", "--seeds", "0", "1"], "--seed 0 and --seeds 0 1 are both given; give one of them"),
+    (["--seeds", "0", "1", "0"], "--seeds 0 1 0: give one or more, each once"),
+    (["--seeds"], "--seeds names none"),
+    (["--data.dir", "{idx}", "--seeds", "0", "-1"], "seed is -1; it must be a whole number from 0"),
+    (["--optimizer.learning-rate", "0"], "learning_rate is 0.0; it must be a finite number above 0"),
+    (["--optimizer.learning-rate", "-1e-3"], "learning_rate is -0.001"),
+    (["--optimizer.learning-rate", "nan"], "learning_rate is nan"),
+    (["--optimizer.learning-rate", "inf"], "learning_rate is inf"),
+    (["--methods", "gan", "--method.scores", "softmax", "--method.loss", "hinge"], "only cross-entropy optimises"),
+    (["--methods", "wgan-gp", "--method.gate", "triplet"], "no choice to gate by"),
+    (["--methods", "mad-gan", "--method.generators", "1"], "needs at least two"),
+    (["--data.dir", "{idx}", "--out", "a-file"], "a-file is a file; it must name a folder"),
+    (["--data.dir", "{idx}", "--out", "a-file/sub"], "a-file"),
+    (["--data.dir", "{idx}", "--out", "thesis"], "thesis/report.html is of no run and would be overwritten"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(arguments, message, idx, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a-file").write_text("precious")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/report.html").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(*(str(argument).format(idx=idx) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    assert re.search(message, captured.err)
+    assert "Traceback" not in captured.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "a-file").read_text() == "precious"
+
+
+def damage(name, change):
+    def apply(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+def gzipped(change):
+    def apply(folder):
+        path = folder / "train-images-idx3-ubyte"
+        path.with_name(path.name + ".gz").write_bytes(change(gzip.compress(path.read_bytes())))
+        path.unlink()
+
+    return apply
+
+
+DAMAGE = {
+    "a truncated gzip": (gzipped(lambda data: data[:-100]), "train-images-idx3-ubyte.gz"),
+    "a corrupt gzip": (gzipped(lambda data: data[:200] + b"\0" * 50 + data[250:]), "train-images-idx3-ubyte.gz"),
+    "a wrong magic number": (damage("train-images-idx3-ubyte", lambda data: b"\0\0\x08\x09" + data[4:]), "magic"),
+    "too few bytes": (damage("train-images-idx3-ubyte", lambda data: data[:-1]), "train-images-idx3-ubyte"),
+    "counts that disagree": (lambda folder: write_label_count(folder, 63), "63"),
+    "an unsupported size": (lambda folder: write_idx(folder, side=27), "27"),
+    "a missing file": (lambda folder: (folder / "t10k-labels-idx1-ubyte").unlink(), "t10k-labels-idx1-ubyte"),
+}
+
+
+def write_label_count(folder, count):
+    header = b"".join(int(n).to_bytes(4, "big") for n in (2049, count))
+    (folder / "train-labels-idx1-ubyte").write_bytes(header + bytes(count))
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_data_are_refused(case, tmp_path, capsys):
+    folder = write_idx(tmp_path / "data")
+    break_it, message = DAMAGE[case]
+    break_it(folder)
+    assert main("--data.source", "idx", "--data.dir", folder, *SMALL) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_change_between_start_and_resumption_are_refused(tmp_path, capsys):
+    arguments = (
+        "--steps",
+        "1",
+        "--data.source",
+        "idx",
+        "--data.dir",
+        write_idx(tmp_path / "data"),
+        "--methods",
+        "gan",
+        *SMALL,
+    )
+    assert main(*arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.name != "lock"}
+    damage("train-images-idx3-ubyte", lambda data: data[:-1] + bytes([data[-1] ^ 1]))(tmp_path / "data")
+    assert main(*arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert "the training images are not those that runs/mnist/gan began with" in error
+    assert "\n" not in error
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.name != "lock"} == before
+
+
+def test_an_output_folder_that_cannot_be_written(idx, capsys):
+    assert main("--data.dir", idx, "--out", "/proc/nothing/here", *SMALL) == 2
+    error = capsys.readouterr().err.strip()
+    assert "/proc/nothing" in error
+    assert "\n" not in error
+
+
+def test_every_switch_is_in_help_with_its_sentence(capsys):
+    assert main("--help") == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, hint in typing.get_type_hints(Method, include_extras=True).items():
+        assert f"--method.{name.replace('_', '-')}" in told
+        assert " ".join(hint.__metadata__[0].documentation.split()) in told
+    for option in (
+        "--methods",
+        "--steps",
+        "--epochs",
+        "--batch-size",
+        "--seed",
+        "--out",
+        "--data.source",
+        "--data.dir",
+        "--preset",
+    ):
+        assert option in told
+
+
+def test_overrides_reach_every_method(idx, tmp_path):
+    arguments = (
+        "--steps",
+        "1",
+        "--data.dir",
+        idx,
+        *SMALL,
+        "--methods",
+        "psg",
+        "--method.generators",
+        "3",
+        "--out",
+        "k3",
+    )
+    assert main(*arguments) == 0
+    config = runfolder.read_config(tmp_path / "k3/psg")
+    assert (config.method.generators, config.method.gate) == (3, "triplet")
+    assert len(read_lines(tmp_path / "k3/psg/metrics.jsonl")[0]["branches"]) == 4
+
+
+def start(idx, out, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.mnist",
+        "--data.dir",
+        idx,
+        "--out",
+        out,
+        "--methods",
+        "psg",
+        *SMALL,
+        *more,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mnist.__file__).parents[1]), "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for_lines(process, path, count):
+    deadline = time.monotonic() + 90
+    while len(read_lines(path)) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.uncovered
+def test_killed_anywhere_or_stopped_a_run_ends_with_the_same_numbers(idx, tmp_path):
+    epochs = ("--epochs", "400")
+    before = 0
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):  # saves, says how to go on
+        process = start(idx, tmp_path / "cut", *epochs)
+        wait_for_lines(process, tmp_path / "cut/psg/metrics.jsonl", before + 3)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=30)
+        assert process.returncode == status, error
+        assert "run the same command again to go on" in out
+        assert error == ""
+        before = len(read_lines(tmp_path / "cut/psg/metrics.jsonl"))
+        config = runfolder.read_config(tmp_path / "cut/psg")
+        with Checkpoints(tmp_path / "cut/psg/checkpoints") as checkpoints:  # nothing is lost, not an update
+            state, progress = checkpoints.restore(jax.eval_shape(lambda config=config: init(config, (28, 28, 1))))
+        assert f"stopped at step {int(state.step):,} of" in out
+        assert progress["config"] == json.loads(to_json(config))
+        assert progress["versions"]["jax"] == jax.__version__
+    assert before < 400, "the run must be stopped in its middle"
+    process = start(idx, tmp_path / "cut", *epochs)
+    wait_for_lines(process, tmp_path / "cut/psg/metrics.jsonl", before + 3)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    process = start(idx, tmp_path / "cut", *epochs)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "continuing at step" in out
+    process = start(idx, tmp_path / "whole", *epochs)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert timeless(tmp_path / "cut/psg") == timeless(tmp_path / "whole/psg")
+    cut, whole = final_state(tmp_path / "cut/psg"), final_state(tmp_path / "whole/psg")
+    assert int(cut.step) == 3200
+    assert len(leaves(cut)) > 20
+    assert same(cut, whole)

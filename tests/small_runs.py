@@ -1,0 +1,53 @@
+"""Runs of a moment: trained, stopped, and what they left."""
+
+import functools
+from contextlib import ExitStack
+from unittest import mock
+
+import jax
+from conftest import SHAPE
+from rich.console import Console
+
+from psgjax.method import state as states
+from psgjax.runs.checkpoint import Checkpoints
+from psgjax.runs.metrics import read_lines
+from psgjax.training import loop, observer
+
+# The same program again is compiled once.
+MAKERS = (loop, "make_run"), (observer, "make_judge"), (observer, "make_grid")
+PROGRAMS = [mock.patch.object(module, name, functools.cache(getattr(module, name))) for module, name in MAKERS]
+
+
+class StopAfter(loop.Stop):
+    """Asks the run to stop, as SIGINT would, when it has been looked at so often."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def signal(self):
+        self.looks -= 1
+        return 2 if self.looks < 0 else 0
+
+
+def train(config, data, folder, stop=None, seeds=()):
+    """`loop.train` in silence."""
+    stop = stop or loop.Stop()
+    with ExitStack() as patches:
+        for program in PROGRAMS:
+            patches.enter_context(program)
+        return loop.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
+
+
+def final_state(config, folder):
+    """The state of the last checkpoint in a run's folder."""
+    like = jax.eval_shape(lambda: states.init(config, SHAPE))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(like)[0]
+
+
+def timeless(folder):
+    """The metrics that a run logged, without how long they took."""
+    return [
+        {key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "metrics.jsonl")
+    ]
