@@ -355,7 +355,7 @@ def poisoned(tree, attack):
 def test_hostile_text_stays_text(tmp_path):
     attack = "\"'<script>alert('1')<"  # (a folder's name holds no slash)
     data = Data(source="idx", dir=Path(attack))
-    config = Config(method_name=attack, method=METHODS["psg"], steps=840, data=data, warning=attack)
+    config = Config(method_name=attack, method=METHODS["psg"], steps=840, data=data)
     run = leave_run(tmp_path, attack + " $x_{", config=config, snapshots=(0,))
     environment = json.loads((run / "env.json").read_text()) | {"resumed": [{"command": ""}], "commit": ""}
     (run / "env.json").write_text(json.dumps(poisoned(environment, attack)))
