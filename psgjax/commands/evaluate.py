@@ -1,7 +1,7 @@
 """Score images, from this package or any other, against real ones.
 
 python -m psgjax evaluate runs/mnist/psg                        # the last checkpoint of a run, against its held-out images
-python -m psgjax evaluate runs/mnist/psg/best                   # its best one
+python -m psgjax evaluate runs/mnist/psg --checkpoint best      # the one that scored best while it trained
 python -m psgjax evaluate digits.npz --reference mnist-test     # an array of images, .npz or .npy
 python -m psgjax evaluate folder/ --reference real.npz --classifier mnist    # a folder of image files
 
@@ -78,7 +78,10 @@ class Options:
     range: Annotated[RangeName | None, Doc("Black and white in the array of images, where that is not certain.")] = None
     reference_range: Annotated[RangeName | None, Doc("The same of the array that --reference names.")] = None
     checkpoint: Annotated[
-        str | None, Doc("Of a run: last, or best (the least FCD while it trained); last if not given.")
+        str | None,
+        Doc(
+            "Of a run: last, best (the least FCD while it trained), or the step of one that is kept; last if not given."
+        ),
     ] = None
     samples: Annotated[
         int | None,

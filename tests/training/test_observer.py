@@ -32,7 +32,13 @@ def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monke
     assert command.main(["runs/mnist/psg", "--samples", "1"]) == 2
     assert "samples is 1; it must be at least 12, of 2 generators" in capsys.readouterr().err
     best = min((line for line in lines if "evaluation" in line), key=lambda line: line["evaluation"]["fcd"])
-    assert (tmp_path / "runs/mnist/psg/best" / str(best["step"])).is_dir()
+    for chosen in (["runs/mnist/psg/best"], ["runs/mnist/psg", "--checkpoint", "best"]):
+        assert command.main([*chosen, "--json", "best.json"]) == 0
+        found = json.loads((tmp_path / "best.json").read_text())
+        assert {key: found[key] for key in best["evaluation"]} == best["evaluation"]
+    capsys.readouterr()
+    assert command.main(["runs/mnist"]) == 2
+    assert "runs/mnist/psg" in capsys.readouterr().err
     assert (tmp_path / "runs/mnist/figures/quality.png").is_file()
     assert "Quality of the samples" in (tmp_path / "runs/mnist/report.html").read_text()
     assert mnist.main([*arguments[:-4], "--evaluation-epochs", "0", "--out", "plain"]) == 0
