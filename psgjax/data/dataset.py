@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from psgjax import schema
 from psgjax.config import ConfigError, Data
 from psgjax.data import idx, tfds
 from psgjax.data.idx import INSTEAD, DataError, Split
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from psgjax.data.pictures import RangeName
 
 __all__ = ["DataError", "Dataset", "fingerprints", "load"]
 
@@ -44,6 +49,64 @@ class Dataset:
     held_out_images: np.ndarray
     held_out_labels: np.ndarray
     info: dict[str, Any]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: ArrayLike,
+        labels: ArrayLike | None = None,
+        *,
+        held_out: float = 0.1,
+        name: str = "arrays",
+        range: RangeName | None = None,
+    ) -> Dataset:
+        """Arrays as a data set, some of them held out: the same ones for the same number of images.
+
+        >>> data = Dataset.from_arrays(np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4) % 255, held_out=0.2)
+        >>> data.images.shape, data.held_out_images.shape
+        ((16, 4, 4, 1), (4, 4, 4, 1))
+
+        Args:
+            images: [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, of any type of numbers.
+            labels: [N] whole numbers; without them metrics that need a classifier are left out.
+            held_out: The share of the images that is never trained on, above 0 and below 1; one image at least.
+            name: Of the data set, for people.
+            range: What black and white are, as in "0..1", where the values do not make that certain.
+
+        Raises:
+            ConfigError: If the layout or the range is not certain, there are fewer than two images, or labels do not fit.
+        """
+        from psgjax.data import pictures  # here, because it loads Pillow
+
+        every = pictures.to_images(np.asarray(images), "images", range, "range=")
+        count = every.shape[1]
+        schema.check(
+            len(every) == 1 and count > 1, "images", list(np.shape(images)), "[N, H, W] or [N, H, W, C], N at least 2"
+        )
+        schema.check(0 < held_out < 1, "held_out", held_out, "a number above 0 and below 1")
+        known = np.zeros(0, np.int32) if labels is None else np.asarray(labels)
+        schema.check(
+            labels is None or known.shape == (count,), "labels", list(known.shape), f"one for each of {count} images"
+        )
+        order = np.random.default_rng(0).permutation(count)
+        first = min(max(1, round(held_out * count)), count - 1)
+        parts = [np.sort(order[first:]), np.sort(order[:first])]
+        known = known.astype(np.int32)
+        images_of = [np.ascontiguousarray(every[0][part]) for part in parts]
+        labels_of = [known[part] if len(known) else known for part in parts]
+        arrays = images_of[0], labels_of[0], images_of[1], labels_of[1]
+        info = {
+            "source": "arrays",
+            "dir": None,
+            "name": name,
+            "description": f"{name}, {len(parts[0]):,} training and {first:,} held-out images",
+            "train_images": len(parts[0]),
+            "held_out_images": first,
+            "canonical": False,
+            **fingerprints(*arrays),
+            "warning": None,
+        }
+        return cls(*arrays, info)
 
     def check(self, classes: bool) -> None:
         """Refuse arrays that nothing can be trained on; the labels too where a classifier of their `classes` is wanted.

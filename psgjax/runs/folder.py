@@ -87,6 +87,7 @@ class RunFolder:
         """`opened` makes these."""
         self.path, self.config, self.checkpoints = path, config, checkpoints
         self.last_line: Line | None = None
+        self.on_line: Callable[[Line], None] = lambda line: None
         self._metrics: MetricsFile | None = None
         self._best: Checkpoints | None = None
         self._least_fcd = np.inf
@@ -112,6 +113,7 @@ class RunFolder:
         assert self._metrics
         self._metrics.write(line)
         self.last_line = line
+        self.on_line(line)
 
     def offer(self, state: TrainState, fcd: float) -> None:
         """Keep the state in best/ if none before it had a smaller FCD."""

@@ -72,8 +72,9 @@ def train(
     *,
     seeds: Sequence[int] = (),
     mesh: jax.sharding.Mesh | None = None,
-    console: Console,
-    stop: Stop,
+    console: Console | None = None,
+    stop: Stop | None = None,
+    on_line: Callable[[Line], None] = lambda line: None,
 ) -> Outcome:
     """Train one run, or one for each seed together, to the end, from the last checkpoint if there is one.
 
@@ -86,14 +87,16 @@ def train(
         folder: Receives config.json, env.json, metrics.jsonl, checkpoints/ and samples/; with seeds, seed-N/ for each does.
         seeds: In place of the configuration's one.
         mesh: The devices to spread over (`sharding.make_mesh`); one device where none is given.
-        console: Where progress is shown.
+        console: Where progress is shown; nowhere if not given.
         stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
+        on_line: Called with each line of metrics.jsonl as it is written.
 
     Raises:
         ConfigError: If the folder holds another run, another process trains it, the data are not those it began with, or what it
             holds is damaged; damaged checkpoints alone are set aside, and the last sound one is used.
         Diverged: If a metric is not finite; the last good checkpoint stays, and diverged.safetensors holds the update.
     """
+    console, stop = console or Console(quiet=True), stop or Stop()
     data.check(classes=config.evaluation_epochs > 0)
     build(config.network, data.images.shape[1:], 1)  # refuses sides that do not fit
     fingerprint = int(data.info["sha256"][:7], 16)
@@ -115,6 +118,7 @@ def train(
         found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []
         (step,) = agreed(max((int(state.step) for state, _ in found), default=0))
         for run in runs:
+            run.on_line = on_line
             check_lines(run.path / "metrics.jsonl", step, per_epoch)
         if step == config.steps:
             tell(console)(f"{name}: finished already, {step:,} steps")

@@ -1,0 +1,124 @@
+"""What a notebook calls: `train` and `methods`; `psgjax` itself has their names, and loads this when one is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psgjax import schema
+from psgjax.config import METHODS, Config, ConfigError, Data, Method, named_method
+from psgjax.data import dataset as datasets
+from psgjax.data.dataset import Dataset
+from psgjax.runs.run import Run, load
+from psgjax.shell import Stop
+from psgjax.training import loop
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from psgjax.data.pictures import RangeName
+
+Line = dict[str, Any]
+
+_ABOUT = {
+    "psg": "K = 2 generators in one softmax with the real image, each updated by its gate (PSG-GAN)",
+    "sngan": "one generator, binary cross-entropy, spectral normalisation of D (Miyato et al. 2018)",
+    "gan": "one generator, binary cross-entropy (Goodfellow et al. 2014)",
+    "relativistic": "one generator in one softmax with the real image (Jolicoeur-Martineau 2018)",
+    "stackelberg": "two generators, binary cross-entropy, no gate (Zhang et al. 2018)",
+    "psg-sn": "psg with spectral normalisation of D",
+    "mad-gan": "two generators, D says which of them made an image (Ghosh et al. 2018)",
+    "mgan": "two generators that share latents, and a classifier of them (Hoang et al. 2018)",
+    "wgan-gp": "one generator, Wasserstein loss with gradient penalty, five updates of D to one (Gulrajani et al. 2017)",
+}
+
+
+def methods() -> dict[str, str]:
+    """What each method that `train` knows is, in a line with its source.
+
+    >>> methods()["relativistic"]
+    'one generator in one softmax with the real image (Jolicoeur-Martineau 2018)'
+    """
+    return {name: _ABOUT[name] for name in METHODS}
+
+
+def train(
+    method: str | Method,
+    images: Dataset | str | Path | ArrayLike,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    on_epoch: Callable[[Line], bool | None] | None = None,
+    range: RangeName | None = None,
+    **settings: Any,
+) -> Run:
+    """Train one run and return it.
+
+    >>> import numpy, psgjax
+    >>> images = numpy.random.default_rng(0).integers(0, 256, (40, 8, 8), numpy.uint8)
+    >>> small = psgjax.Network(width=2, latent_size=4)
+    >>> run = psgjax.train("psg", images, steps=2, batch_size=4, network=small)
+    >>> run
+    <Run of psg, step 2 of 2, in memory>
+    >>> run.sample(5).shape
+    (5, 8, 8, 1)
+
+    Args:
+        method: A name of `methods`, or a `Method` of your own.
+        images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; or a folder
+            of the four IDX files.
+        epochs: Its length in passes over the training images; this or `steps` must be given.
+        steps: Its length in updates of the generators.
+        seed: Every random number follows from it.
+        out: The folder that keeps the run. One that holds this run already is gone on with, as on the command line. Without it
+            nothing is kept: a temporary folder has the checkpoints meanwhile.
+        on_epoch: Called with each line of the metrics as it is written; where it returns False, training ends within the next
+            call to the device, which takes a few seconds at most.
+        range: What black and white are in an array, as in "0..1", where its values do not make that certain.
+        settings: Fields of `Config`, such as `batch_size`, `network` or `optimizer`.
+
+    Raises:
+        ConfigError: If a setting is unknown or wrong, the images cannot be trained on, or the folder holds another run.
+        psgjax.training.loop.Diverged: If a metric is not finite.
+    """
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in settings:
+        schema.known("setting", name, tuple(known))
+    if (epochs is None) == (steps is None):
+        raise ConfigError("give the length of the run once: epochs or steps.")
+    if isinstance(method, str):
+        settings = {"method_name": method, "method": named_method(method), **settings}
+    else:
+        settings = {"method_name": "own", "method": method, **settings}
+    data, settings = _dataset(images, range, settings)
+    config = Config(**{**settings, "seed": seed, "steps": steps or 1})
+    if epochs is not None:
+        schema.check(epochs > 0, "epochs", epochs, "a number above 0")
+        config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
+    stop = Stop()
+
+    def heard(line: Line) -> None:
+        if on_epoch is not None and on_epoch(line) is False:
+            stop.signal = -1
+
+    if out is not None:
+        loop.train(config, data, Path(out), stop=stop, on_line=heard)
+        return load(out)
+    with tempfile.TemporaryDirectory(prefix="psgjax-") as folder:
+        loop.train(config, data, Path(folder) / "run", stop=stop, on_line=heard)
+        return dataclasses.replace(load(Path(folder) / "run"), folder=None)
+
+
+def _dataset(images: Any, range: RangeName | None, settings: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
+    """The images as a data set, and the settings with where it is from."""
+    if isinstance(images, Dataset):
+        return images, settings
+    if isinstance(images, str | Path):
+        place = settings.get("data", Data(source="idx", dir=Path(images)))
+        return datasets.load(place, lambda line: None), {**settings, "data": place}
+    return Dataset.from_arrays(images, range=range), settings

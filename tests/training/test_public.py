@@ -1,0 +1,142 @@
+"""What a notebook calls: loaded when it is used, doing what its examples say, and what the commands do."""
+
+import doctest
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from conftest import SHAPE, first_state, same, tiny
+from small_runs import PROGRAMS
+
+import psgjax
+from psgjax.config import ConfigError, Network
+from psgjax.data import dataset
+from psgjax.runs import run
+from psgjax.training import public
+
+SMALL = {"batch_size": 4, "network": Network(width=2, latent_size=4)}
+
+ALONE = """
+import sys, time
+started = time.process_time()
+import psgjax
+took = time.process_time() - started
+heavy = {"jax", "flax", "optax", "orbax", "numpy", "matplotlib", "tyro", "mlxtend", "rich", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+assert took < 0.2, took
+"""
+
+
+def test_the_import_alone_loads_nothing_heavy():
+    subprocess.run([sys.executable, "-c", ALONE], check=True)
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in psgjax.__all__:
+        assert getattr(psgjax, name) is not None
+    assert set(psgjax.__all__) <= set(dir(psgjax))
+    assert psgjax.__version__.split(".")[0].isdigit()
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        psgjax.trian  # noqa: B018
+    assert list(psgjax.methods()) == list(psgjax.METHODS)
+
+
+@pytest.mark.parametrize("module", [public, run, dataset], ids=lambda module: module.__name__)
+def test_the_examples_do_what_they_say(module):
+    tried = doctest.testmod(module, extraglobs={"np": np})
+    assert tried.attempted
+    assert not tried.failed
+
+
+@pytest.fixture
+def compiled_once():
+    with ExitStack() as patches:
+        for program in PROGRAMS:
+            patches.enter_context(program)
+        yield
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path):
+    lines = []
+
+    def once(line):
+        lines.append(line)
+        return False
+
+    settings = {"epochs": 40, "seed": 3, **SMALL}
+    cut = psgjax.train("gan", images, out=tmp_path / "gan", on_epoch=once, **settings)
+    assert cut.metrics[0] == lines[0]
+    assert cut.step == cut.metrics[-1]["step"] <= cut.config.steps
+    whole = psgjax.train("gan", images, out=tmp_path / "gan", **settings)
+    alone = psgjax.train("gan", images, **settings)
+    assert whole.step == alone.step == alone.config.steps == 40 * 7
+    assert same(whole.state, alone.state)
+    assert same(psgjax.load(tmp_path / "gan").state, alone.state)
+    assert (repr(whole), alone.folder) == (f"<Run of gan, step 280 of 280, in '{tmp_path / 'gan'}'>", None)
+    assert [line["epoch"] for line in alone.metrics] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 1, "batchsize": 4}, "unknown setting 'batchsize'.* 'batch_size'"),
+        ({}, "length of the run once"),
+        ({"steps": 1, "epochs": 1}, "length of the run once"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"method": "psgg", "steps": 1}, "unknown method 'psgg'.* 'psg'"),
+        ({"images": np.full((9, 8, 8), 0.5), "steps": 1}, "not certain: say it with range="),
+        ({"images": np.zeros((1, 8, 8), np.uint8), "range": "0..255", "steps": 1}, "N at least 2"),
+    ],
+)
+def test_mistakes_are_a_sentence(arguments, message, images):
+    method = arguments.pop("method", "psg")
+    with pytest.raises(ConfigError, match=message):
+        psgjax.train(method, arguments.pop("images", images), **arguments)
+
+
+def test_samples_are_of_the_mixture_and_follow_from_the_seed(first_run):
+    many, few = first_run.sample(40, seed=1), first_run.sample(7, seed=1)
+    assert (many.shape, many.dtype) == ((40, *SHAPE), np.uint8)
+    np.testing.assert_array_equal(many[:7], few)
+    each = [first_run.sample(40, seed=1, generator=k) for k in (0, 1)]
+    of = [(many == images).all((1, 2, 3)) for images in each]
+    assert (of[0] | of[1]).all()
+    assert 8 < of[0].sum() < 32
+    assert not np.array_equal(first_run.sample(40, seed=2), many)
+    for wrong in ({"count": 0}, {"count": 1, "generator": 2}, {"count": 1, "seed": -1}):
+        with pytest.raises(ConfigError):
+            first_run.sample(**wrong)
+
+
+def test_a_run_is_scored_against_images_with_and_without_labels(first_run, images):
+    data = psgjax.Dataset.from_arrays(images, held_out=0.5, name="noise")
+    scores = first_run.score(data, samples=24)
+    assert (scores["samples"], scores["reference"]) == (24, 16)
+    assert 0 <= scores["memorisation_rate"] <= 1
+    assert scores["left_out"]["fcd"] == "there is no classifier"
+    assert first_run.score(images, samples=24)["reference"] == 32
+    with pytest.raises(ConfigError, match="the reference needs"):
+        first_run.score(images[:, :4], samples=24)
+
+
+@pytest.fixture(scope="module")
+def first_run():
+    config = tiny("psg")
+    return psgjax.Run(config, first_state(config), SHAPE)
+
+
+def test_arrays_become_a_data_set_the_same_way_each_time(images):
+    one, two = (psgjax.Dataset.from_arrays(images, np.arange(32) % 3) for _ in range(2))
+    assert one.info == two.info
+    assert (len(one.images), len(one.held_out_images)) == (29, 3)
+    together = np.concatenate([one.images, one.held_out_images])
+    assert len(np.unique(together.reshape(32, -1), axis=0)) == 32
+    where = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in together]
+    np.testing.assert_array_equal(np.array(where) % 3, np.concatenate([one.labels, one.held_out_labels]))
+    floats = psgjax.Dataset.from_arrays(images / 255.0, range="0..1")
+    np.testing.assert_array_equal(floats.images, one.images)
+    with pytest.raises(ConfigError, match="labels is .* one for each of 32 images"):
+        psgjax.Dataset.from_arrays(images, np.zeros(3))
