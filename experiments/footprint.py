@@ -119,14 +119,16 @@ def activations(arguments: tuple[str, ...]) -> int:
     import jax
 
     from experiments import mnist
+    from psgjax.commands import train
     from psgjax.data import dataset as data
     from psgjax.method.state import abstract
     from psgjax.method.step import make_run
 
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
-    config = next(iter(mnist.configure(options).values()))
+    preset = mnist.preset_of(options)
+    config = next(iter(train.configure(options, preset).values()))
     dataset = data.load(config.data)
-    config = mnist.complete(options, config, dataset)
+    config = train.complete(options, preset, config, dataset)
     shape = dataset.images.shape[1:]
     images, count = jax.ShapeDtypeStruct(dataset.images.shape, "uint8"), jax.ShapeDtypeStruct((), "int32")
     program = make_run(config, len(dataset.images), shape).lower(abstract(config, shape), images, count).compile()

@@ -11,241 +11,46 @@ to resume an interrupted run, or to redraw the report of a finished one.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tyro
-from rich.console import Console
 from typing_extensions import Doc
 
-from psgjax import config as configuration
-from psgjax import schema
-from psgjax.config import (
-    Config,
-    ConfigError,
-    Data,
-    DataOverrides,
-    Mesh,
-    MethodOverrides,
-    Network,
-    NetworkOverrides,
-    Optimizer,
-)
-from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
-
-if TYPE_CHECKING:
-    from psgjax.data.dataset import Dataset
+from psgjax.commands import train
+from psgjax.commands.train import Preset
+from psgjax.config import Data, Network
 
 # What a preset sets where the command line does not.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "epochs": 75,
-        "batch_size": 64,
-        "network": Network(width=32),
-        "data": {"train_images": 5000},
-        "evaluation": (15, 2000),
-    },
-    "paper": {"epochs": 500, "batch_size": 64, "network": Network(), "data": {}, "evaluation": (10, 10_000)},
+PRESETS = {
+    "quick": Preset(epochs=75, network=Network(width=32), data=Data(train_images=5000)),
+    "paper": Preset(epochs=500, network=Network(), evaluation=(10, 10_000)),
 }
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(train.Options):
     """Train GANs with several generators and write one report. An option shown as None takes the preset's or the method's value."""
 
-    methods: Annotated[
-        tuple[str, ...], Doc("Methods to train one after the other: " + ", ".join(configuration.METHODS) + ".")
-    ] = (
-        "psg",
-        "sngan",
-    )
+    methods: Annotated[tuple[str, ...], Doc(train.METHODS)] = ("psg", "sngan")
     preset: Annotated[
         Literal["quick", "paper"],
         Doc(
             "quick: 75 epochs of 5,000 images, small networks, for two CPU cores; paper: 500 epochs of all images, for a GPU."
         ),
     ] = "quick"
-    epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
-    steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
-    batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
-    seed: Annotated[int | None, Doc("Every random number of the run follows from it; 0 if not given.")] = None
-    seeds: Annotated[
-        tuple[int, ...] | None,
-        Doc("Several seeds, in place of --seed: trained in one program, each method's figures with intervals."),
-    ] = None
-    precision: Annotated[
-        Literal["float32", "bfloat16", "tf32"],
-        Doc("Of the layers' arithmetic; parameters and losses are float32 always."),
-    ] = "float32"
-    evaluation_epochs: Annotated[
-        int | None, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
-    ] = None
-    evaluation_samples: Annotated[int | None, Doc("Samples of all generators together to measure it on.")] = None
-    out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mnist")
-    data: DataOverrides = field(default_factory=DataOverrides)
-    network: NetworkOverrides = field(default_factory=NetworkOverrides)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    method: MethodOverrides = field(default_factory=MethodOverrides)
-    mesh: Mesh = field(default_factory=Mesh)
-    distributed: Annotated[
-        bool, Doc("Train with other processes, one a host, that run the same command (docs/scaling.md).")
-    ] = False
-    coordinator: Annotated[
-        str | None, Doc("HOST:PORT of the first process, where the cluster does not tell (with --distributed).")
-    ] = None
-    processes: Annotated[int | None, Doc("How many processes there are, where the cluster does not tell.")] = None
-    process: Annotated[int | None, Doc("The number of this one, from 0, where the cluster does not tell.")] = None
+    out: Annotated[Path, Doc(train.OUT)] = Path("runs/mnist")
 
 
-def configure(options: Options) -> dict[str, Config]:
-    """The configuration of each method, before the data are read: `steps` is 1 where epochs are asked for.
-
-    Raises:
-        ConfigError: For an unknown method, or a setting that cannot be used.
-    """
-    preset = PRESETS[options.preset]
-    if options.epochs is not None and options.steps is not None:
-        raise ConfigError(f"--epochs {options.epochs} and --steps {options.steps} are both given; give one of them.")
-    if options.epochs is not None and options.epochs < 1:
-        raise ConfigError(f"epochs is {options.epochs}; it must be a whole number of at least 1.")
-    if options.seeds is not None:
-        given = " ".join(map(str, options.seeds))
-        if options.seed is not None:
-            raise ConfigError(f"--seed {options.seed} and --seeds {given} are both given; give one of them.")
-        if not given or len(set(options.seeds)) < len(options.seeds):
-            raise ConfigError(f"--seeds {given or 'names none'}: give one or more, each once.")
-    if not options.methods:
-        raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
-    data = schema.override(dataclasses.replace(Data(), **preset["data"]), options.data)
-    epochs, samples = preset["evaluation"]
-    configs = {}
-    for name in options.methods:
-        configs[name] = Config(
-            method_name=name,
-            method=schema.override(configuration.named_method(name), options.method),
-            network=schema.override(preset["network"], options.network),
-            optimizer=options.optimizer,
-            data=data,
-            batch_size=preset["batch_size"] if options.batch_size is None else options.batch_size,
-            steps=1 if options.steps is None else options.steps,
-            seed=options.seed or 0,
-            precision=options.precision,
-            evaluation_epochs=epochs if options.evaluation_epochs is None else options.evaluation_epochs,
-            evaluation_samples=samples if options.evaluation_samples is None else options.evaluation_samples,
-        )
-    return configs
-
-
-def complete(options: Options, config: Config, data: Dataset) -> Config:
-    """The configuration with its number of steps, now that the number of images is known."""
-    epochs = PRESETS[options.preset]["epochs"] if options.epochs is None else options.epochs
-    per_epoch = config.steps_per_epoch(len(data.images))
-    steps = epochs * per_epoch if options.steps is None else options.steps
-    return dataclasses.replace(config, steps=steps)
-
-
-def check_out(out: Path, configs: dict[str, Config], data: Dataset, seeds: Sequence[int] = ()) -> None:
-    """Refuse an output folder that holds other runs, or what they would overwrite. Writes nothing.
-
-    Raises:
-        ConfigError: With the settings or seeds that differ, or with what is in the way.
-    """
-    from psgjax.runs.identity import check_folder, check_free, runs_in
-
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    existing = {path.name: list(found.values()) for path in sorted(out.glob("*/")) if (found := runs_in(path))}
-    if not existing:
-        check_free(out, ("report.html", "summary.json", "figures"))
-    for name, config in configs.items():
-        for other_name, (other, *_) in existing.items():
-            if (
-                other_name != name
-            ):  # methods in one folder are compared in one report: all but the method must be the same
-                check = dataclasses.replace(config, method_name=other.method_name, method=other.method)
-                check_folder(out / other_name, check, data, seeds)
-        check_folder(out / name, config, data, seeds)
-
-
-def run(options: Options, console: Console, stop: Stop) -> int:
-    """Train every method and write the report; the exit status.
-
-    Raises:
-        ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
-    """
-    configs = configure(options)
-    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
-    if not options.distributed:
-        return _train(options, configs, console, stop)
-    from psgjax.method import sharding
-
-    with sharding.joined(options.coordinator, options.processes, options.process) as first:
-        return _train(options, configs, console if first else Console(quiet=True), stop)
-
-
-def _train(options: Options, configs: dict[str, Config], console: Console, stop: Stop) -> int:
-    import jax
-
-    from psgjax import environment
-    from psgjax.data import dataset as datasets
-    from psgjax.method import sharding
-    from psgjax.runs import identity
-    from psgjax.training import loop
-
-    environment.settle()
-    asked = next(iter(configs.values())).data
-    runs = [run for path in sorted(options.out.glob("*/")) for run in identity.runs_in(path)]
-    data = datasets.load(identity.find_data(asked, runs), tell(console))
-    if data.info["warning"]:
-        warn(console, data.info["warning"])
-    configs = {name: complete(options, config, data) for name, config in configs.items()}
-    seeds = options.seeds or ()
-    spread = jax.device_count() > 1 or options.mesh != Mesh()
-    meshes = {
-        name: sharding.make_mesh(options.mesh, config, len(seeds) or 1, beside=list(configs.values()))
-        for name, config in configs.items()
-        if spread
-    }
-    writes = jax.process_index() == 0
-    if writes:
-        check_out(options.out, configs, data, seeds)
-        options.out.mkdir(parents=True, exist_ok=True)
-    environment.use_compilation_cache()
-
-    status = 0
-    for name, config in configs.items():
-        mesh = meshes.get(name)
-        if mesh is not None and (idle := sharding.left_over(mesh)):
-            tell(console)(f"{name}: {idle}")
-        try:
-            outcome = loop.train(config, data, options.out / name, seeds=seeds, mesh=mesh, console=console, stop=stop)
-        except loop.Diverged as error:  # one method's end is not the others'
-            if writes:
-                print(f"error: {one_line(str(error))}", file=sys.stderr)
-            status = 1
-            continue
-        if not outcome.finished:
-            tell(console)(outcome.stopped(name, config.steps))
-            return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
-    if writes:
-        from psgjax.report import page
-
-        tell(console)(f"report: {page.write(options.out)}")
-    return status
+def preset_of(options: Options) -> Preset:
+    """What the options leave open."""
+    return PRESETS[options.preset]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-
-    def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="python -m experiments.mnist", description=__doc__)
-        return run(options, terminal(), Stop())
-
-    return run_command(work, "stopped; run the same command again to go on")
+    return train.command(Options, preset_of, arguments, "python -m experiments.mnist", __doc__)
 
 
 if __name__ == "__main__":
