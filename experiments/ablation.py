@@ -30,7 +30,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from experiments import mixtures
-from psgjax import schema
+from psgjax import parts, schema
 from psgjax.config import (
     METHODS,
     Config,
@@ -63,12 +63,15 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": Data(train_images=5000),
     },
 }
-# D's losses by one name each: how its scores are read, and the loss itself.
-LOSSES: dict[str, dict[str, Any]] = {
-    "cross-entropy": {"scores": "independent", "loss": "cross-entropy"},
-    "softmax": {"scores": "softmax", "loss": "cross-entropy"},
-    **{name: {"scores": "independent", "loss": name} for name in ("hinge", "wasserstein", "mad-gan", "mgan")},
-}
+
+
+def losses() -> dict[str, dict[str, Any]]:
+    """D's losses by one name each: how its scores are read, the loss itself, and the penalties that its paper adds."""
+    independent = {
+        name: {"scores": "independent", "loss": name, "regularisers": loss.penalties}
+        for name, loss in parts.LOSSES.items()
+    }
+    return {"softmax": {"scores": "softmax"}, **independent}
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,15 @@ class Options(mixtures.Protocol):
         "yes",
     )
     losses: Annotated[
-        tuple[Literal["cross-entropy", "softmax", "hinge", "wasserstein", "mad-gan", "mgan"], ...],
-        Doc("D's losses: softmax is the choice among the tuple, all others judge each image on its own."),
+        tuple[str, ...],
+        Doc(
+            f"D's losses: softmax is the choice among the tuple, all others ({', '.join(parts.LOSSES)}) judge each image."
+        ),
     ] = ("cross-entropy", "softmax", "hinge")
-    gates: Annotated[
-        tuple[Literal["none", "triplet", "majority", "mean"], ...], Doc("Where Algorithm 1 decides, or nowhere.")
-    ] = ("none", "triplet")
+    gates: Annotated[tuple[str, ...], Doc(f"Where Algorithm 1 decides: {parts.described(parts.GATES)}.")] = (
+        "none",
+        "triplet",
+    )
     seeds: Annotated[int, Doc("Seeds of a cell on a mixture, trained at once, from --seed on; MNIST has one.")] = 3
     steps: Annotated[int | None, Doc("Generator updates of each cell.")] = None
     epochs: Annotated[int | None, Doc("Passes over the training images, in place of steps (MNIST only).")] = None
@@ -149,11 +155,16 @@ def configure(options: Options) -> list[Cell]:
     if options.task == "mixture":
         shared.steps_per_epoch(options.points)  # refuses batches larger than the set
     cells = []
+    of_losses = losses()
+    for name in options.losses:
+        schema.known("--losses", name, tuple(of_losses))
+    for name in options.gates:
+        schema.known("--gates", name, tuple(parts.GATES))
     axes = itertools.product(options.generators, options.spectral_norm, options.losses, options.gates)
     for generators, spectral_norm, loss, gate in dict.fromkeys(axes):
         name = f"k{generators}-{'sn' if spectral_norm == 'yes' else 'plain'}-{loss}-{gate}"
         try:
-            method = Method(generators=generators, spectral_norm=spectral_norm == "yes", gate=gate, **LOSSES[loss])
+            method = Method(generators=generators, spectral_norm=spectral_norm == "yes", gate=gate, **of_losses[loss])
         except ConfigError as error:
             cells.append(Cell(name, None, str(error)))
         else:

@@ -10,11 +10,11 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from psgjax import schema
+from psgjax import parts, schema
 from psgjax.networks import table
 from psgjax.schema import ConfigError as ConfigError
 
@@ -34,16 +34,8 @@ class Method:
             "How D's scores are read: a softmax over the tuple chooses the real image, or each image is judged on its own."
         ),
     ] = "softmax"
-    loss: Annotated[
-        Literal["cross-entropy", "hinge", "wasserstein", "mad-gan", "mgan"],
-        Doc(
-            "D's loss: cross-entropy (with independent scores: binary), hinge, WGAN-GP's critic, MAD-GAN's or MGAN's classifier."
-        ),
-    ] = "cross-entropy"
-    gate: Annotated[
-        Literal["triplet", "majority", "mean", "none"],
-        Doc("Where Algorithm 1 decides: in each triplet, once a batch by majority or by mean score, or nowhere."),
-    ] = "triplet"
+    loss: Annotated[str, Doc(f"D's loss: {parts.described(parts.LOSSES)}.")] = "cross-entropy"
+    gate: Annotated[str, Doc(f"Where Algorithm 1 decides: {parts.described(parts.GATES)}.")] = "triplet"
     mask_average: Annotated[
         Literal["batch", "selected"],
         Doc("A gated loss is averaged over the whole batch, or over the selected triplets alone."),
@@ -73,9 +65,10 @@ class Method:
     spectral_norm: Annotated[bool, Doc("Divide each of D's kernels by its largest singular value (SNGAN).")] = False
     power_iterations: Annotated[int, Doc("Power iterations for each discriminator update.")] = 1
     warmup_iterations: Annotated[int, Doc("Power iterations at initialisation, before the first update.")] = 0
-    gradient_penalty: Annotated[
-        float, Doc("Weight of WGAN-GP's penalty on D's gradient norm (wasserstein loss only).")
-    ] = 10.0
+    regularisers: Annotated[
+        tuple[tuple[str, float], ...],
+        Doc(f"Penalties on D, each with its weight, such as r1 10 r2 10: {parts.described(parts.REGULARISERS)}."),
+    ] = ()
     diversity_weight: Annotated[
         float, Doc("MGAN's beta: weight of the classification loss of generators and D (mgan loss only).")
     ] = 1.0
@@ -98,33 +91,10 @@ class Method:
         schema.check(
             0 <= self.correct_weight <= 1, "method.correct_weight", self.correct_weight, "a number from 0 to 1"
         )
-        for name in ("average_loss_weight", "gradient_penalty", "diversity_weight"):
+        for name in ("average_loss_weight", "diversity_weight"):
             value = getattr(self, name)
             schema.check(math.isfinite(value) and value >= 0, f"method.{name}", value, "a finite number, 0 or more")
-        if self.scores == "softmax" and self.loss != "cross-entropy":
-            raise ConfigError(
-                f"method.loss {self.loss} with method.scores softmax: a softmax over the tuple defines a likelihood, which only "
-                "cross-entropy optimises; use --method.scores independent, or --method.loss cross-entropy."
-            )
-        if self.loss in ("wasserstein", "mad-gan", "mgan") and self.gate != "none":
-            reason = {
-                "wasserstein": "a critic's scores call nothing real or fake, so there is no choice to gate by",
-                "mad-gan": "its discriminator names the generator of each image and makes no choice among a triplet",
-                "mgan": "its classifier is trained on every generated image, whatever the discriminator chose",
-            }[self.loss]
-            raise ConfigError(
-                f"method.gate {self.gate} with method.loss {self.loss}: {reason}; use --method.gate none."
-            )
-        if self.loss in ("mad-gan", "mgan") and self.generators == 1:
-            raise ConfigError(
-                f"method.generators 1 with method.loss {self.loss}: naming the generator of an image needs at least two; "
-                "use --method.generators 2 or more, or --method.loss cross-entropy."
-            )
-        if self.loss in ("wasserstein", "mgan") and self.generator_loss == "minimax":
-            raise ConfigError(
-                f"method.generator_loss minimax with method.loss {self.loss}: its paper defines one generator loss only; "
-                "use --method.generator-loss non-saturating."
-            )
+        self._check_parts()
         if self.gate == "none" and self.average_loss != "generators":
             raise ConfigError(
                 f"method.average_loss {self.average_loss} with method.gate none: the average loss belongs to Algorithm 1's third "
@@ -135,6 +105,50 @@ class Method:
                 f"method.discriminator_steps {self.discriminator_steps} with method.update_order simultaneous: one pass of D "
                 "serves one update of each side; use --method.update-order alternating."
             )
+
+    def _check_parts(self) -> None:
+        """Refuse names that are in no table, and what the tables say does not go together."""
+        schema.known("method.loss", self.loss, tuple(parts.LOSSES))
+        schema.known("method.gate", self.gate, tuple(parts.GATES))
+        for name, weight in self.regularisers:
+            schema.known("method.regularisers", name, tuple(parts.REGULARISERS))
+            schema.check(
+                math.isfinite(weight) and weight >= 0,
+                f"method.regularisers {name}",
+                weight,
+                "a finite weight, 0 or more",
+            )
+        if len(dict(self.regularisers)) < len(self.regularisers):
+            raise ConfigError(f"method.regularisers {self.regularisers} names one twice; give each one weight.")
+        if self.scores == "softmax" and self.loss != "cross-entropy":
+            raise ConfigError(
+                f"method.loss {self.loss} with method.scores softmax: a softmax over the tuple defines a likelihood, which only "
+                "cross-entropy optimises; use --method.scores independent, or --method.loss cross-entropy."
+            )
+        loss = parts.loss_of(self)
+        if loss.ungated and self.gate != "none":
+            raise ConfigError(
+                f"method.gate {self.gate} with method.loss {self.loss}: {loss.ungated}; use --method.gate none."
+            )
+        if self.generators < loss.generators:
+            raise ConfigError(
+                f"method.generators {self.generators} with method.loss {self.loss}: naming the generator of an image needs at "
+                f"least two; use --method.generators {loss.generators} or more, or --method.loss cross-entropy."
+            )
+        if self.generator_loss == "minimax" and not loss.minimax:
+            raise ConfigError(
+                f"method.generator_loss minimax with method.loss {self.loss}: its paper defines one generator loss only; "
+                "use --method.generator-loss non-saturating."
+            )
+
+    @staticmethod
+    def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+        """The JSON of a method as earlier versions wrote it, as this one does: WGAN-GP's penalty was a field of its own."""
+        values = dict(values)
+        weight = values.pop("gradient_penalty", None)
+        if weight is not None and values.get("loss") == "wasserstein":
+            values["regularisers"] = [["gradient-penalty", weight]]
+        return values
 
 
 _UNGATED = Method(generators=1, scores="independent", gate="none")
@@ -149,7 +163,13 @@ METHODS: dict[str, Method] = {
     "psg-sn": Method(spectral_norm=True),
     "mad-gan": dataclasses.replace(_UNGATED, generators=2, loss="mad-gan"),
     "mgan": dataclasses.replace(_UNGATED, generators=2, loss="mgan", latents="shared"),
-    "wgan-gp": dataclasses.replace(_UNGATED, loss="wasserstein", update_order="alternating", discriminator_steps=5),
+    "wgan-gp": dataclasses.replace(
+        _UNGATED,
+        loss="wasserstein",
+        regularisers=parts.LOSSES["wasserstein"].penalties,
+        update_order="alternating",
+        discriminator_steps=5,
+    ),
 }
 
 

@@ -63,7 +63,14 @@ def check_types(settings: Any, prefix: str = "") -> None:
 
 
 def _check_type(kind: Any, value: Any, name: str) -> None:
-    if get_origin(kind) is Literal:
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... and isinstance(value, tuple) else kinds
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            raise ConfigError(f"{name} is {_short.repr(value)}; it must be of type {kind}.")
+        for inner, item in zip(kinds, value, strict=True):
+            _check_type(inner, item, name)
+    elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             accepted = f"it must be one of {', '.join(map(str, get_args(kind)))}"
             question = f" {_nearest(value, get_args(kind))}" if isinstance(value, str) else ""
@@ -157,11 +164,17 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{label} is {_short.repr(value)}; it must be a JSON object.")
         hints = get_type_hints(kind, include_extras=True)
         value = {name: item for name, item in value.items() if name not in getattr(kind, "_former", ())}
+        value = kind.upgraded(value) if hasattr(kind, "upgraded") else value
         for name in value:
             known("setting", name, tuple(hints))
         return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})  # type: ignore[operator]
     if type(None) in get_args(kind):
         return None if value is None else _build(get_args(kind)[0], value, where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        inner, *rest = get_args(kind)
+        kinds = [inner] * len(value) if rest == [...] else [inner, *rest]
+        kinds += [Any] * (len(value) - len(kinds))
+        return tuple(_build(each, item, where) for each, item in zip(kinds, value, strict=False))
     if kind is Path and isinstance(value, str):
         return Path(value)
     _check_type(kind, value, label)

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn import log_softmax, logsumexp, relu, softplus
 
+from psgjax import parts
 from psgjax.config import Method
 
 Metrics = dict[str, Any]
@@ -21,47 +21,25 @@ Metrics = dict[str, Any]
 
 def outputs_needed(method: Method) -> int:
     """How many numbers the discriminator must return for an image."""
-    return {"mad-gan": method.generators + 1, "mgan": method.generators + 1}.get(method.loss, 1)
+    return parts.loss_of(method).outputs(method.generators)
 
 
 def read_scores(method: Method, outputs: jax.Array) -> jax.Array:
-    """One score an image, [K + 1, B]: the first output; for MAD-GAN the log-odds of the class "real"."""
-    if method.loss == "mad-gan":
-        return outputs[..., -1] - logsumexp(outputs[..., :-1], axis=-1)
-    return outputs[..., 0]
+    """One score an image, outputs [..., O] to [...]: the first output, or what the loss reads there."""
+    read = parts.loss_of(method).scores
+    return parts.resolved(read)(outputs) if read else outputs[..., 0]
 
 
 def losses(method: Method, outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The discriminator's loss in each tuple, [B], and each generator's, [K, B]; before any gate.
 
-    * softmax: D minimises -log p(x), generator i minimises -log p(i), p the softmax over the tuple's K + 1 scores.
-    * independent, cross-entropy: D's binary cross-entropy (real plus mean over generators), Goodfellow et al. 2014, section 3.
-    * hinge: Miyato et al. 2018, equations 16 and 17. wasserstein: Gulrajani et al. 2017, equation 3 without the penalty.
-    * mad-gan: D's cross-entropy over K + 1 classes, averaged over the tuple (Ghosh et al. 2018, section 3).
-    * mgan: as independent cross-entropy; `classifier_losses` come on top (Hoang et al. 2018, equation 2).
-
     `minimax` generators minimise the log-probability of being called fake in place of raising that of being called real.
     """
-    scores = read_scores(method, outputs)
-    fake, real = scores[:-1], scores[-1]
-    minimax = method.generator_loss == "minimax"
-    if method.loss == "wasserstein":
-        return fake.mean(0) - real, -fake
-    if method.loss == "hinge":
-        return relu(1 - real) + relu(1 + fake).mean(0), -relu(1 + fake) if minimax else -fake
-    if method.scores == "softmax":
-        log_p = log_softmax(scores, axis=0)
-        return -log_p[-1], (_log_not(scores) if minimax else -log_p[:-1])
-    generators = -softplus(fake) if minimax else softplus(-fake)
-    if method.loss == "mad-gan":
-        own_class = jnp.moveaxis(jnp.diagonal(log_softmax(outputs), axis1=0, axis2=2), -1, 0)
-        return -own_class.mean(0), generators
-    return softplus(-real) + softplus(fake).mean(0), generators
-
-
-def classifier_losses(method: Method, outputs: jax.Array) -> jax.Array:
-    """MGAN's cross-entropy of naming the generator of each image, [K, B]; shared by classifier and generators."""
-    return -jnp.moveaxis(jnp.diagonal(log_softmax(outputs[:-1, :, 1:]), axis1=0, axis2=2), -1, 0)
+    loss = parts.loss_of(method)
+    discriminator, generators = loss(outputs)
+    if method.generator_loss == "minimax" and loss.minimax:
+        generators = parts.resolved(loss.minimax)(outputs)
+    return discriminator, generators
 
 
 def choose(scores: jax.Array, key: jax.Array) -> jax.Array:
@@ -71,14 +49,21 @@ def choose(scores: jax.Array, key: jax.Array) -> jax.Array:
     return jax.nn.one_hot(order.argmax(0), len(scores), axis=0)
 
 
+def choose_by_mean(scores: jax.Array, key: jax.Array) -> jax.Array:
+    """The choice by mean scores, for the whole batch."""
+    return jnp.broadcast_to(choose(scores.mean(1, keepdims=True), key), scores.shape)
+
+
+def choose_by_majority(scores: jax.Array, key: jax.Array) -> jax.Array:
+    """What is chosen in most tuples, for the whole batch."""
+    chosen = choose(scores, key)
+    return jnp.broadcast_to(choose(chosen.mean(1, keepdims=True), jax.random.fold_in(key, 1)), scores.shape)
+
+
 def gate(method: Method, scores: jax.Array, key: jax.Array) -> jax.Array:
     """The branch of Algorithm 1 that each tuple takes: one-hot [K + 1, B]; row i is "generator i chosen", the last "x chosen"."""
-    if method.gate == "mean":
-        return jnp.broadcast_to(choose(scores.mean(1, keepdims=True), key), scores.shape)
-    chosen = choose(scores, key)
-    if method.gate == "majority":
-        return jnp.broadcast_to(choose(chosen.mean(1, keepdims=True), jax.random.fold_in(key, 1)), scores.shape)
-    return chosen
+    branch: jax.Array = parts.GATES[method.gate](scores, key)
+    return branch
 
 
 def route(
@@ -133,8 +118,8 @@ def evaluate(
         d_routed, g_routed, d_mask, g_mask = route(method, d_loss, g_loss, branch)
         gated = jnp.concatenate([average(method, g_routed, g_mask), average(method, d_routed, d_mask)[None]])
         total, extra = gated, {}
-        if method.loss == "mgan":
-            classifier = classifier_losses(method, outputs).mean(1)
+        if classify := parts.loss_of(method).classifier:
+            classifier = parts.resolved(classify)(outputs).mean(1)
             total = total + method.diversity_weight * jnp.concatenate([classifier, classifier.mean()[None]])
             extra = {"classifier_loss": classifier.mean()}
         return total, (d_loss.mean(), g_loss.mean(1), gated, d_mask, g_mask, extra)
@@ -160,7 +145,8 @@ def of_each_side(discriminator: Metrics, generators: Metrics) -> Metrics:
         name: {**generators[name], "discriminator": discriminator[name]["discriminator"]}
         for name in ("loss", "gated_loss", "updates")
     }
-    return {**generators, **own, **{name: discriminator[name] for name in ("accuracy", "pairwise_accuracy")}}
+    of_d = ("accuracy", "pairwise_accuracy", "regularisers")
+    return {**generators, **own, **{name: discriminator[name] for name in of_d if name in discriminator}}
 
 
 def accuracy(scores: jax.Array, key: jax.Array) -> Metrics:
@@ -177,9 +163,9 @@ def calibrated(method: Method, outputs: jax.Array) -> Metrics:
 
     Temperature scaling (Guo et al. 2017, section 4.2): what remains does not depend on how large D's scores have grown, only on
     how well they order the images. D's loss is convex in 1 / temperature, which is sought between 1e-3 and 1e3; a D that never
-    errs has its least loss at the end of that range. Nothing for Wasserstein scores, whose loss has no least value.
+    errs has its least loss at the end of that range. Nothing where D's loss has no least value.
     """
-    if method.loss == "wasserstein":
+    if not parts.loss_of(method).bounded:
         return {}
 
     def discriminator_loss(inverse: jax.Array) -> jax.Array:
@@ -197,9 +183,3 @@ def calibrated(method: Method, outputs: jax.Array) -> Metrics:
     d_loss, g_loss = losses(method, outputs * inverse)
     loss = {"discriminator": d_loss.mean(), "generators": g_loss.mean(1)}
     return {"calibrated_loss": loss, "temperature": 1 / inverse}
-
-
-def _log_not(scores: jax.Array) -> jax.Array:
-    """log(1 - p(i)) of each generator under the softmax, [K, B]: the others against all, without cancellation near p = 1."""
-    itself = jnp.eye(len(scores), dtype=bool)[:-1, :, None]
-    return logsumexp(jnp.where(itself, -jnp.inf, scores[None]), axis=1) - logsumexp(scores, axis=0, keepdims=True)

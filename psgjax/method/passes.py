@@ -1,7 +1,7 @@
-"""The passes through the generators and the discriminator, and the ways back through them.
+"""The passes through the generators and the discriminator, and their vjps.
 
-On a CPU the generators take turns, and the images go through D in pieces, one after the other: what a layer leaves is then still
-in the processor's cache when the next one reads it. Elsewhere the generators are mapped, and the images go all at once.
+On a CPU the generators are applied sequentially, and the images go through D in microbatches: what a layer leaves is then still in
+the processor's cache when the next one reads it. Elsewhere the generators are mapped, and the images go all at once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from psgjax.networks import Discriminator, Generator, stack
 
 Tree = Any
-PullImages = Callable[[jax.Array], Tree]
-PullScores = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
+ImagesVjp = Callable[[jax.Array], Tree]
+OutputsVjp = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
 
-_CACHED = 8 * 2**20  # bytes that the widest layer gives for a piece: caches hold these, and what is made of them
-_PIECES = 4  # at most, of the generated and of the real images: each is compiled by itself
+_CACHED = 8 * 2**20  # bytes that the widest layer gives for a microbatch: caches hold these, and what is made of them
+_MICROBATCHES = 4  # at most, of the generated and of the real images: each is compiled by itself
 
 
-def _in_turn(value: Tree, done: Tree) -> tuple[Tree, Tree]:
+def _after(value: Tree, done: Tree) -> tuple[Tree, Tree]:
     """Both as they are, the first not before the second has been computed."""
     return jax.lax.optimization_barrier((value, done))
 
@@ -32,13 +32,13 @@ def _on_cpu(platform: str | None) -> bool:
     return (platform or jax.default_backend()) == "cpu"
 
 
-def generate_and_pull(
+def generate_vjp(
     generator: Generator, params: Tree, batch_stats: Tree, latents: jax.Array, platform: str | None = None
-) -> tuple[jax.Array, Tree, PullImages]:
-    """The images [K, B, H, W, C] that K generators make of latents [K, B, latent_size], their new batch statistics, and `pull`.
+) -> tuple[jax.Array, Tree, ImagesVjp]:
+    """The images [K, B, H, W, C] that K generators make of latents [K, B, latent_size], their new batch statistics, and the vjp.
 
-    Parameters and batch statistics have a leading axis K. `pull` takes the generators' losses by their images and gives them by
-    their parameters. The platform is the default one where none is given.
+    Parameters and batch statistics have a leading axis K. The vjp takes the gradients of the generators' losses with respect
+    to their images and gives those with respect to their parameters. The platform is the default one where none is given.
     """
 
     def generate(params: Tree, batch_stats: Tree, latents: jax.Array) -> tuple[jax.Array, Tree]:
@@ -47,40 +47,40 @@ def generate_and_pull(
         return images, updated.get("batch_stats", {})
 
     if not _on_cpu(platform):
-        images, pull, batch_stats = jax.vjp(
+        images, mapped_vjp, batch_stats = jax.vjp(
             lambda params: jax.vmap(generate)(params, batch_stats, latents), params, has_aux=True
         )
-        return images, batch_stats, lambda slopes: pull(slopes)[0]
+        return images, batch_stats, lambda cotangents: mapped_vjp(cotangents)[0]
 
     made: list[jax.Array] = []
-    pulls, updated = [], []
+    vjps, updated = [], []
     for k in range(len(latents)):
         own_params, own_stats, own_latents = jax.tree.map(lambda leaf, k=k: leaf[k], (params, batch_stats, latents))
-        own_latents, made = _in_turn(own_latents, made)
+        own_latents, made = _after(own_latents, made)
         run = partial(generate, batch_stats=own_stats, latents=own_latents)
-        images, pull, new_stats = jax.vjp(run, own_params, has_aux=True)
+        images, own_vjp, new_stats = jax.vjp(run, own_params, has_aux=True)
         made.append(images)
-        pulls.append(pull)
+        vjps.append(own_vjp)
         updated.append(new_stats)
 
-    def pull_all(slopes: jax.Array) -> Tree:
+    def vjp(cotangents: jax.Array) -> Tree:
         grads: list[Tree] = []
-        for k, pull in enumerate(pulls):
-            own_slopes, grads = _in_turn(slopes[k], grads)
-            grads.append(pull(own_slopes)[0])
+        for k, own_vjp in enumerate(vjps):
+            own_cotangents, grads = _after(cotangents[k], grads)
+            grads.append(own_vjp(own_cotangents)[0])
         return stack(grads)
 
-    return jnp.stack(made), stack(updated), pull_all
+    return jnp.stack(made), stack(updated), vjp
 
 
-def score_and_pull(
+def score_vjp(
     discriminator: Discriminator, params: Tree, fakes: jax.Array, real: jax.Array, platform: str | None = None
-) -> tuple[jax.Array, jax.Array, PullScores]:
-    """The outputs of D, [k, b, O] for `fakes` [k, b, H, W, C] and [1, n, O] for `real` [1, n, H, W, C], and `pull`.
+) -> tuple[jax.Array, jax.Array, OutputsVjp]:
+    """The outputs of D, [k, b, O] for `fakes` [k, b, H, W, C] and [1, n, O] for `real` [1, n, H, W, C], and their vjp.
 
-    `pull(d_fake, d_real, g_slopes)` takes the derivatives of D's loss by these outputs, and of the generators' losses by those of
-    their images. It gives D's loss by its parameters, and the generators' losses by their images. The platform is the default one
-    where none is given.
+    `vjp(d_fake, d_real, g_cotangents)` takes the gradients of D's loss with respect to these outputs, and of the generators' losses
+    with respect to those of their images. It gives those of D's loss with respect to its parameters, and of the generators' losses
+    with respect to their images. The platform is the default one where none is given.
     """
 
     def discriminate(stage: int, params: Tree, x: jax.Array) -> jax.Array:
@@ -88,67 +88,67 @@ def score_and_pull(
 
     stages = [partial(discriminate, stage) for stage in range(discriminator.depth)]
     cpu = _on_cpu(platform)
-    counts = [_pieces(stages, params, x) if cpu else 1 for x in (fakes, real)]
-    in_turn = _in_turn if cpu else lambda value, done: (value, done)
+    counts = [_microbatches(stages, params, x) if cpu else 1 for x in (fakes, real)]
+    after = _after if cpu else lambda value, done: (value, done)
 
     def cut(fake: jax.Array, real: jax.Array) -> list[jax.Array]:
         flat = [x.reshape(-1, *x.shape[2:]) for x in (fake, real)]
-        return [piece for x, count in zip(flat, counts, strict=True) for piece in jnp.array_split(x, count)]
+        return [part for x, count in zip(flat, counts, strict=True) for part in jnp.array_split(x, count)]
 
     outputs: list[jax.Array] = []
-    pulls: list[list[Callable]] = []
-    for piece in cut(fakes, real):
-        x, outputs = in_turn(piece, outputs)
+    vjps: list[list[Callable]] = []
+    for microbatch in cut(fakes, real):
+        x, outputs = after(microbatch, outputs)
         back = []
         for stage in stages:
-            x, pull_stage = jax.vjp(stage, params, x)
-            back.append(pull_stage)
+            x, stage_vjp = jax.vjp(stage, params, x)
+            back.append(stage_vjp)
         outputs.append(x)
-        pulls.append(back)
+        vjps.append(back)
 
-    def pull(d_fake: jax.Array, d_real: jax.Array, g_slopes: jax.Array) -> tuple[Tree, jax.Array]:
+    def vjp(d_fake: jax.Array, d_real: jax.Array, g_cotangents: jax.Array) -> tuple[Tree, jax.Array]:
         grads, by_images = jax.tree.map(jnp.zeros_like, params), list[jax.Array]()
-        # Generators have no losses by the real images: what stands in their place is not read.
-        for i, (back, d, g) in enumerate(zip(pulls, cut(d_fake, d_real), cut(g_slopes, d_real), strict=True)):
+        # Generators have no losses on the real images: what stands in their place is not read.
+        for i, (back, d, g) in enumerate(zip(vjps, cut(d_fake, d_real), cut(g_cotangents, d_real), strict=True)):
             generated = i < counts[0]
             start = jnp.ones_like(g) if g.shape[-1] == 1 else g
-            (d, start), (grads, by_images) = in_turn((d, start), (grads, by_images))
-            more, slopes = _pull_piece(back, d, start if generated else None)
+            (d, start), (grads, by_images) = after((d, start), (grads, by_images))
+            more, cotangents = _microbatch_vjp(back, d, start if generated else None)
             grads = jax.tree.map(jnp.add, grads, more)
             if generated:
-                by_images.append(_each(g, slopes) * slopes if g.shape[-1] == 1 else slopes)
+                by_images.append(_each(g, cotangents) * cotangents if g.shape[-1] == 1 else cotangents)
         return grads, jnp.concatenate(by_images).reshape(fakes.shape)
 
     split = counts[0]
     fake_outputs, real_outputs = jnp.concatenate(outputs[:split]), jnp.concatenate(outputs[split:])
-    return fake_outputs.reshape(*fakes.shape[:2], -1), real_outputs[None], pull
+    return fake_outputs.reshape(*fakes.shape[:2], -1), real_outputs[None], vjp
 
 
-def _pieces(stages: Sequence[Callable], params: Tree, images: jax.Array) -> int:
-    """In how many pieces images [k, b, ...] go through D."""
+def _microbatches(stages: Sequence[Callable], params: Tree, images: jax.Array) -> int:
+    """In how many microbatches images [k, b, ...] go through D."""
     count, widest = images.shape[0] * images.shape[1], 0
     x: Any = jax.ShapeDtypeStruct((count, *images.shape[2:]), images.dtype)
     for stage in stages:
         x = jax.eval_shape(stage, params, x)
         widest = max(widest, x.size * x.dtype.itemsize)
-    return min(_PIECES, count, -(-widest // _CACHED))
+    return min(_MICROBATCHES, count, -(-widest // _CACHED))
 
 
-def _pull_piece(back: list[Callable], d: jax.Array, slopes: jax.Array | None) -> tuple[Tree, Any]:
-    """D's loss by its parameters, from its derivatives by the outputs [n, O]; and `slopes`, [n, O], by the images, if given.
+def _microbatch_vjp(back: list[Callable], d: jax.Array, cotangents: jax.Array | None) -> tuple[Tree, Any]:
+    """Gradients for the parameters, from D's for the outputs `d` [n, O]; and for the images from `cotangents` [n, O], if given.
 
-    Where there is one output an image, one pass serves both: the derivatives of the outputs by the activations are those of that
-    image alone, so they are weighted with D's slopes on the way to the parameters, with the generators' at the end.
+    Where there is one output per image, one pass serves both: the gradients of the outputs with respect to the activations are
+    those of that image alone: weighted with D's cotangents on the way to the parameters, with the generators' at the end.
     """
     weights, one_output, grads = d, d.shape[-1] == 1, []
-    for pull_stage in reversed(back):
-        if slopes is not None and one_output:
-            d = _each(weights, slopes) * slopes
-        by_params, d = pull_stage(d)
+    for stage_vjp in reversed(back):
+        if cotangents is not None and one_output:
+            d = _each(weights, cotangents) * cotangents
+        by_params, d = stage_vjp(d)
         grads.append(by_params)
-        if slopes is not None:
-            slopes = pull_stage(slopes)[1]
-    return jax.tree.map(lambda *leaves: sum(leaves), *grads), slopes
+        if cotangents is not None:
+            cotangents = stage_vjp(cotangents)[1]
+    return jax.tree.map(lambda *leaves: sum(leaves), *grads), cotangents
 
 
 def _each(weights: jax.Array, x: jax.Array) -> jax.Array:

@@ -217,4 +217,6 @@ def _zero_metrics(config: Config) -> Tree:
     count = config.method.generators
     outputs = jnp.zeros((count + 1, 1, objectives.outputs_needed(config.method)))
     *_, metrics = jax.eval_shape(partial(objectives.evaluate, config.method), outputs, jax.random.key(0))
+    penalties = {name: jnp.zeros(()) for name, _ in config.method.regularisers}
+    metrics = {**metrics, **({"regularisers": penalties} if penalties else {})}
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), metrics)

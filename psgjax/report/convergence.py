@@ -14,6 +14,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from psgjax import parts
 from psgjax.config import Method
 
 Curve = NDArray[np.float64]
@@ -37,19 +38,11 @@ OSCILLATION = 2  # more spread than this number of times the noise between neigh
 def equilibrium(method: Method) -> tuple[float, float]:
     """What (discriminator, one generator) lose where no image can be told from a real one and D is at its best.
 
-    Every choice of D is then a guess: among K + 1 for a softmax over the tuple and for MAD-GAN's classes, between two for
-    binary cross-entropy, whose two terms are summed; hinge and Wasserstein scores are 0. MGAN's classifier terms are logged
-    apart and not part of this.
+    Every choice of D is then a guess. MGAN's classifier terms are logged apart and not part of this. NaN, twice, where it is not
+    known of a loss.
     """
-    minimax = method.generator_loss == "minimax"
-    if method.loss == "wasserstein":
-        return 0.0, 0.0
-    if method.loss == "hinge":
-        return 2.0, -1.0 if minimax else 0.0
-    among_all = method.scores == "softmax" or method.loss == "mad-gan"
-    choices = method.generators + 1 if among_all else 2
-    generator = math.log(1 - 1 / choices) if minimax else math.log(choices)
-    return (math.log(choices) if among_all else 2 * math.log(2)), generator
+    known = parts.loss_of(method).equilibrium
+    return known(method.generators, method.generator_loss == "minimax") if known else (math.nan, math.nan)
 
 
 def chance(method: Method) -> float:
@@ -78,7 +71,7 @@ def loss_gap(
     """
     generator_loss = generator_losses.mean(axis=0)
     raw = np.abs(generator_loss - discriminator_loss)
-    if 0 in equilibrium:
+    if not all(value and math.isfinite(value) for value in equilibrium):
         return raw, None
     return raw, np.abs(generator_loss / equilibrium[1] - discriminator_loss / equilibrium[0])
 

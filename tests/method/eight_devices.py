@@ -152,6 +152,12 @@ def test_every_other_method_is_the_same_on_a_mesh(name):
     check(tiny(name, network=network, batch_size=8), 2, generators, 4 // generators)
 
 
+@pytest.mark.parametrize(("order", "sizes"), [("simultaneous", (1, 2, 4)), ("alternating", (2, 2, 2))])
+def test_penalties_are_the_same_on_a_mesh(order, sizes):
+    switches = {"update_order": order, "regularisers": (("r1", 3.0), ("r2", 0.5), ("gradient-penalty", 1.0))}
+    check(tiny("psg", network=POINTS, batch_size=8, **switches), *sizes)
+
+
 def test_a_state_moves_between_meshes_and_through_a_checkpoint(tmp_path):
     config = tiny("sngan", generators=2, batch_size=8)
     one, eight = OnMesh(config, 1, 1, 1), OnMesh(config, 1, 2, 4)

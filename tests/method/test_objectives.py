@@ -11,7 +11,7 @@ import scipy.optimize
 from jax.test_util import check_grads
 
 from psgjax.config import METHODS, Method
-from psgjax.method import objectives
+from psgjax.method import losses, objectives
 
 KEY = jax.random.key(0)
 evaluate = jax.jit(objectives.evaluate, static_argnums=0)
@@ -105,7 +105,7 @@ def test_losses_by_hand(name, switches, outputs, discriminator, generators):
 def test_mgan_adds_its_classifier_to_both_sides():
     method = dataclasses.replace(METHODS["mgan"], diversity_weight=0.5)
     outputs = jnp.asarray(np.log([[[1, 3, 1]], [[1, 1, 1]], [[1, 5, 1]]]), jnp.float32)
-    np.testing.assert_allclose(objectives.classifier_losses(method, outputs)[:, 0], np.log([4 / 3, 2]), rtol=1e-6)
+    np.testing.assert_allclose(losses.mgan_classifier(outputs)[:, 0], np.log([4 / 3, 2]), rtol=1e-6)
     d_slopes, g_slopes, _, _, metrics = evaluate(method, outputs, KEY)
     np.testing.assert_allclose(metrics["classifier_loss"], np.log(8 / 3) / 2, rtol=1e-6)
     np.testing.assert_allclose(
@@ -134,7 +134,7 @@ def test_slopes_are_the_derivatives_of_each_ones_own_objective(name):
         def objective(outputs, side):
             d_loss, g_loss = objectives.losses(method, outputs)
             d_loss, g_loss, *_ = objectives.route(method, d_loss, g_loss, branch)
-            extra = objectives.classifier_losses(method, outputs) if method.loss == "mgan" else jnp.zeros_like(g_loss)
+            extra = losses.mgan_classifier(outputs) if method.loss == "mgan" else jnp.zeros_like(g_loss)
             return (d_loss + extra.mean(0)).mean() if side is None else (g_loss + extra)[side].mean()
 
         d_slopes, g_slopes, *_ = evaluate(method, outputs, KEY)

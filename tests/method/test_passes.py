@@ -40,7 +40,7 @@ def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
 
     @jax.jit
     def update(params, fakes, real):
-        *outputs, pull = passes.score_and_pull(discriminator, params, fakes, real)
+        *outputs, pull = passes.score_vjp(discriminator, params, fakes, real)
         return outputs, pull(d_fake, d_real, g_slopes)
 
     outputs, (by_params, by_images) = update(params, fakes, real)
@@ -66,7 +66,7 @@ def test_generators_in_turn_make_what_mapped_ones_make(generators):
     generator, params, batch_stats, latents, slopes = generators
 
     def update(platform):
-        images, updated, pull = passes.generate_and_pull(generator, params, batch_stats, latents, platform)
+        images, updated, pull = passes.generate_vjp(generator, params, batch_stats, latents, platform)
         return images, updated, pull(slopes)
 
     in_turn, mapped = (jax.jit(update, static_argnums=0)(platform) for platform in ("cpu", "tpu"))
@@ -79,7 +79,7 @@ def test_only_a_cpu_runs_the_generators_one_after_the_other(generators):
 
     def names(platform):
         def update(latents):
-            images, _, pull = passes.generate_and_pull(generator, params, batch_stats, latents, platform)
+            images, _, pull = passes.generate_vjp(generator, params, batch_stats, latents, platform)
             return images, pull(slopes)
 
         program = jax.make_jaxpr(update)(latents)
@@ -112,7 +112,7 @@ class Recorder:
 def test_only_a_cpu_takes_pieces_one_after_the_other_and_at_most_four(platform, counts, barriers, monkeypatch):
     monkeypatch.setattr(passes, "_CACHED", 1)
     recorder = Recorder()
-    forward = partial(passes.score_and_pull, recorder, {}, platform=platform)
+    forward = partial(passes.score_vjp, recorder, {}, platform=platform)
     program = jax.make_jaxpr(lambda *images: forward(*images)[:2])(jnp.zeros((2, 7, *SHAPE)), jnp.zeros((1, 5, *SHAPE)))
     assert recorder.counts == counts
     assert str(program).count("optimization_barrier") == barriers
@@ -121,5 +121,5 @@ def test_only_a_cpu_takes_pieces_one_after_the_other_and_at_most_four(platform, 
 def test_no_piece_is_empty(monkeypatch):
     monkeypatch.setattr(passes, "_CACHED", 1)
     recorder = Recorder()
-    passes.score_and_pull(recorder, {}, jnp.zeros((2, 1, *SHAPE)), jnp.zeros((1, 1, *SHAPE)), "cpu")
+    passes.score_vjp(recorder, {}, jnp.zeros((2, 1, *SHAPE)), jnp.zeros((1, 1, *SHAPE)), "cpu")
     assert recorder.counts == [2, 1, 1, 1, 1]

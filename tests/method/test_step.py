@@ -174,7 +174,7 @@ SWITCHES = [
     ("spectral_norm", True, "psg", {}, True, True),
     ("power_iterations", 3, "sngan", {}, True, True),
     ("warmup_iterations", 5, "sngan", {}, True, True),
-    ("gradient_penalty", 1.0, "wgan-gp", {"update_order": "simultaneous", "discriminator_steps": 1}, True, False),
+    ("regularisers", (("r1", 1.0),), "psg", {}, True, False),
     ("diversity_weight", 0.5, "mgan", {}, True, True),
 ]
 
@@ -209,9 +209,9 @@ def test_the_table_above_has_every_switch():
 
 def test_the_gradient_penalty_by_its_definition(images):
     options = {"update_order": "simultaneous", "discriminator_steps": 1, "network": Network("mlp", 8, 6)}
-    config = tiny("wgan-gp", gradient_penalty=10.0, **options)
+    config = tiny("wgan-gp", **options)
     state = first_state(config)
-    with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", gradient_penalty=0.0, **options)))
+    with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", regularisers=(), **options)))
     difference = jax.tree.map(lambda a, b: 2 * (a - b), first_moments(with_penalty)[0], first_moments(without)[0])
     generator, discriminator = states.build(config, SHAPE)
     latents_key, other_key = stepping.pass_keys(state, 0)

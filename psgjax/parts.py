@@ -1,0 +1,184 @@
+"""What a method is made of, by name: losses, gates and regularisers; the package's own, and those that a user registers.
+
+An entry carries everything that is known of a part: configuration, command line, objectives, report and ablation read it here.
+Nothing here imports jax: an entry names its function as "room.file:function", which is imported when it is first called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psgjax import schema
+from psgjax.schema import ConfigError
+
+if TYPE_CHECKING:
+    from psgjax.config import Method
+
+Function = Callable[..., Any] | str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of a table."""
+
+    doc: str  # a few words, for --help
+    function: Function
+    paper: str = ""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function makes of them."""
+        return resolved(self.function)(*arguments)
+
+
+@dataclass(frozen=True)
+class Loss(Part):
+    """`function(outputs)`: of D's outputs [K + 1, B, O], the real images' last, D's loss [B] and each generator's, [K, B].
+
+    Before any gate; O is what `outputs` says for K generators. Of a loss that only some of this is known of, the rest is refused.
+    """
+
+    outputs: Callable[[int], int] = lambda generators: 1
+    scores: Function | None = None  # outputs [..., O] to one score an image [...]; the first output where there is none
+    minimax: Function | None = None  # of the same outputs, what the generators lose in a zero-sum game, [K, B]
+    classifier: Function | None = None  # a loss [K, B] of naming each image's generator, which both sides share
+    equilibrium: Callable[[int, bool], tuple[float, float]] | None = (
+        None  # of K, and whether minimax: D's and a generator's
+    )
+    ungated: str = ""  # why no gate can act on it
+    generators: int = 1  # the least K
+    penalties: tuple[tuple[str, float], ...] = ()  # regularisers that its paper trains it with, and their weights
+    bounded: bool = True  # whether D's loss has a least value over the temperatures of its scores
+
+
+@dataclass(frozen=True)
+class Gate(Part):
+    """`function(scores, key)`: of scores [K + 1, B], which branch of Algorithm 1 each tuple takes, one-hot [K + 1, B]."""
+
+
+@dataclass(frozen=True)
+class Regulariser(Part):
+    """`function(score, real, fake, draw)`: values whose mean, times a weight, is added to D's loss in every update.
+
+    `score` maps images [..., H, W, C] to scores [...]; `real` is [B, H, W, C] and `fake` [K, B, H, W, C]; `draw(sampler, *shape)`
+    gives random numbers `sampler(key, shape)`, [K, B, *shape]. Each value may depend on one image of each kind, so that the mean is
+    the same on any mesh.
+    """
+
+
+def _choice(choices: int, minimax: bool) -> float:
+    """What a generator loses where D chooses among so many by chance."""
+    return math.log(1 - 1 / choices) if minimax else math.log(choices)
+
+
+# A softmax over the tuple's scores has a likelihood of its own; `method.scores softmax` reads cross-entropy so.
+SOFTMAX = Loss(
+    "the choice of one image of each tuple",
+    "method.losses:softmax",
+    "Park, Doh and Yang, section 3",
+    minimax="method.losses:softmax_minimax",
+    equilibrium=lambda k, minimax: (math.log(k + 1), _choice(k + 1, minimax)),
+)
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": Loss(
+        "with independent scores binary, with a softmax over each tuple's that of the choice",
+        "method.losses:cross_entropy",
+        "Goodfellow et al. 2014, section 3",
+        minimax="method.losses:cross_entropy_minimax",
+        equilibrium=lambda k, minimax: (2 * math.log(2), _choice(2, minimax)),
+    ),
+    "hinge": Loss(
+        "margins of one",
+        "method.losses:hinge",
+        "Miyato et al. 2018, equations 16 and 17",
+        minimax="method.losses:hinge_minimax",
+        equilibrium=lambda k, minimax: (2.0, -1.0 if minimax else 0.0),
+    ),
+    "wasserstein": Loss(
+        "WGAN's critic",
+        "method.losses:wasserstein",
+        "Gulrajani et al. 2017, equation 3 without the penalty",
+        equilibrium=lambda k, minimax: (0.0, 0.0),
+        ungated="a critic's scores call nothing real or fake, so there is no choice to gate by",
+        penalties=(("gradient-penalty", 10.0),),
+        bounded=False,
+    ),
+    "mad-gan": Loss(
+        "MAD-GAN's classes, one of them real",
+        "method.losses:mad_gan",
+        "Ghosh et al. 2018, section 3",
+        outputs=lambda generators: generators + 1,
+        scores="method.losses:mad_gan_scores",
+        minimax="method.losses:mad_gan_minimax",
+        equilibrium=lambda k, minimax: (math.log(k + 1), _choice(k + 1, minimax)),
+        ungated="its discriminator names the generator of each image and makes no choice among a triplet",
+        generators=2,
+    ),
+    "mgan": Loss(
+        "MGAN's score and classifier",
+        "method.losses:cross_entropy",
+        "Hoang et al. 2018, equation 2",
+        outputs=lambda generators: generators + 1,
+        classifier="method.losses:mgan_classifier",
+        equilibrium=lambda k, minimax: (2 * math.log(2), math.log(2)),
+        ungated="its classifier is trained on every generated image, whatever the discriminator chose",
+        generators=2,
+    ),
+}
+GATES: dict[str, Gate] = {
+    "triplet": Gate("in each triplet", "method.objectives:choose"),
+    "majority": Gate("once a batch by majority", "method.objectives:choose_by_majority"),
+    "mean": Gate("once a batch by mean score", "method.objectives:choose_by_mean"),
+    "none": Gate("nowhere", "method.objectives:choose"),  # the choice is logged all the same
+}
+REGULARISERS: dict[str, Regulariser] = {
+    "r1": Regulariser(
+        "half the squared norm of D's gradient at real images",
+        "method.regularisers:r1",
+        "Mescheder et al. 2018, equation 9",
+    ),
+    "r2": Regulariser("the same at generated images", "method.regularisers:r2", "Mescheder et al. 2018, equation 10"),
+    "gradient-penalty": Regulariser(
+        "(norm - 1)^2 between real and generated images",
+        "method.regularisers:gradient_penalty",
+        "Gulrajani et al. 2017",
+    ),
+}
+_TABLES: dict[type, dict[str, Any]] = {Loss: LOSSES, Gate: GATES, Regulariser: REGULARISERS}
+_OWN = frozenset(name for table in _TABLES.values() for name in table)
+
+
+def resolved(function: Function) -> Callable[..., Any]:
+    """The function that an entry names."""
+    if callable(function):
+        return function
+    file, name = function.split(":")
+    return getattr(importlib.import_module(f"psgjax.{file}"), name)
+
+
+def loss_of(method: Method) -> Loss:
+    """The loss of a method, by its name and how the scores are read."""
+    return SOFTMAX if method.scores == "softmax" else LOSSES[method.loss]
+
+
+def described(table: dict[str, Any]) -> str:
+    """A table's names, each with its few words, for --help."""
+    return "; ".join(f"{name}, {part.doc}" for name, part in table.items())
+
+
+def _register(
+    kind: type[Part], name: str, function: Callable[..., Any], doc: str = "registered by you", **known: Any
+) -> None:
+    if name in _OWN:
+        raise ConfigError(f"{kind.__name__.lower()} {name} is one of psgjax's own; register yours under another name.")
+    schema.check(bool(name) and not set(name) & set(" ="), "name", name, "a word")
+    _TABLES[kind][name] = kind(doc, function, **known)
+
+
+register_loss = partial(_register, Loss)
+register_gate = partial(_register, Gate)
+register_regulariser = partial(_register, Regulariser)
