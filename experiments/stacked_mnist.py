@@ -179,8 +179,8 @@ def stacked(digits: Dataset, count: int, seed: int) -> Dataset:
     """Stacked images of a data set's digits: of the training ones to train on, of the held-out ones to hold out."""
     from psgjax.data.dataset import fingerprints
 
-    images, modes = stack(digits.images, digits.labels, count, (seed, _STACKS, 0))
-    held_out, held_out_modes = stack(digits.held_out_images, digits.held_out_labels, _HELD_OUT, (seed, _STACKS, 1))
+    images, modes = stack(digits.images, digits.both_labels[0], count, (seed, _STACKS, 0))
+    held_out, held_out_modes = stack(digits.held_out_images, digits.both_labels[1], _HELD_OUT, (seed, _STACKS, 1))
     info = {
         **digits.info,
         "description": f"{count:,} images of three random digits each; digits: {digits.info['description']}",
@@ -320,7 +320,7 @@ def run(options: Options, command: str, console: Console, stop: Stop) -> int:
     classifier = for_data(digits, say)
     assert classifier is not None, "MNIST and Fashion-MNIST have labels"
     image_shape = data.images.shape[1:]
-    real, _ = stack(digits.held_out_images, digits.held_out_labels, options.samples, (options.data_seed, _SAMPLES))
+    real, _ = stack(digits.held_out_images, digits.both_labels[1], options.samples, (options.data_seed, _SAMPLES))
     results: dict[str, Any] = {"real": measure(predict(classifier, real)), "methods": {}, "diverged": {}}
     for name, trials in configs.items():
         per_trial = []

@@ -77,10 +77,10 @@ def run(options: Options, command: str, console: Console) -> None:
         task = bar.add_task("classifier", total=options.epochs, text="compiling")
         trained = fitting.fit(
             data.images,
-            data.labels,
+            data.both_labels[0],
             epochs=options.epochs,
             seed=options.seed,
-            held_out=(data.held_out_images, data.held_out_labels),
+            held_out=(data.held_out_images, data.both_labels[1]),
             progress=lambda epoch, loss: bar.update(task, completed=epoch, text=f"epoch {epoch}  loss {loss:.4f}"),
         )
     versions = environment.provenance()["versions"]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from psgjax import parts, schema
+from psgjax import parts, schema, sources
 from psgjax.networks import table
 from psgjax.schema import ConfigError as ConfigError
 
-Source = Literal["auto", "tfds", "idx", "packaged"]
+RangeName = Literal["0..1", "-1..1", "0..255", "0..65535"]
 
 
 @dataclass(frozen=True)
@@ -251,31 +251,62 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the images come from (`data.py`)."""
+    """Where the images come from, and what is made of them (`sources.py`)."""
 
     source: Annotated[
-        Source,
-        Doc(
-            "tfds (TensorFlow Datasets), idx (the four files in --data.dir), packaged (5,000 images), or auto: the best at hand."
-        ),
+        str, Doc("Where from: " + "; ".join(f"{name}, {known.doc}" for name, known in sources.SOURCES.items()) + ".")
     ] = "auto"
     dir: Annotated[
         Path | None,
-        Doc("Folder of the four IDX files, gzipped or not; with tfds: files already downloaded (manual_dir)."),
+        Doc("The folder, or with array the file; with tfds: a folder of files already downloaded (manual_dir)."),
     ] = None
-    name: Annotated[Literal["mnist", "fashion_mnist"], Doc("The data set.")] = "mnist"
-    train_images: Annotated[
-        int, Doc("Train on the first so many training images of the canonical order; 0 takes all.")
+    name: Annotated[
+        str | None,
+        Doc(
+            "The data set: mnist (where none is given) or fashion_mnist, with tfds any that it knows, with idx what the files' "
+            "names begin with; else what reports are to call it."
+        ),
+    ] = None
+    train_images: Annotated[int, Doc("Train on the first of the canonical order, this many at most; 0 takes all.")] = 0
+    size: Annotated[
+        int,
+        Doc(
+            "Cut the largest square out of the middle of each image, and resize it to this side by Lanczos; 0 does neither."
+        ),
     ] = 0
+    colour: Annotated[
+        Literal["as-is", "grey", "rgb"], Doc("Channels: three if any image is in colour, or one or three in any case.")
+    ] = "as-is"
+    held_out: Annotated[
+        float | None,
+        Doc(
+            "Share of the images not to train on but to measure by, a tenth if not given, where the source has none set apart."
+        ),
+    ] = None
+    background: Annotated[Literal["black", "white"], Doc("What is transparent in image files is laid on it.")] = "black"
+    broken: Annotated[float, Doc("Share of image files that may be broken, which are named and left out.")] = 0.01
+    transpose: Annotated[bool, Doc("Turn columns into rows, as EMNIST's IDX files need it.")] = False
+    range: Annotated[
+        RangeName | None, Doc("What is black and what is white in an array, where its values do not make it certain.")
+    ] = None
+    flip: Annotated[bool, Doc("Mirror each image that is trained on, left to right, with a chance of one half.")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
-        """Refuse a negative count and a folder that the source would ignore."""
+        """Refuse counts and shares that cannot be."""
         schema.check_types(self, "data.")
-        schema.check(self.train_images >= 0, "data.train_images", self.train_images, "a whole number, 0 for all")
-        if self.source == "packaged" and self.dir is not None:
-            raise ConfigError(
-                f"data.dir {self.dir} with data.source packaged: that source reads no folder; use --data.source idx or tfds."
+        schema.known("data.source", self.source, tuple(sources.SOURCES))
+        for name in ("train_images", "size"):
+            schema.check(
+                getattr(self, name) >= 0,
+                f"data.{name}",
+                getattr(self, name),
+                "a whole number, 0 for all or as they are",
             )
+        held_out = self.held_out
+        schema.check(held_out is None or 0 < held_out < 1, "data.held_out", held_out, "a share between 0 and 1")
+        schema.check(0 <= self.broken < 1, "data.broken", self.broken, "a share from 0 up to, not including, 1")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import psgjax
+from psgjax.kept import cache_folder
 from psgjax.schema import ConfigError
 
 # Settings of jax that would change a run's numbers, or end it where psgjax has an answer of its own, and what they are here.
@@ -142,14 +143,6 @@ def seconds_per_operation() -> float:
         a = product(a).block_until_ready()
         times.append(time.perf_counter() - started)
     return min(times) / (2 * 1024**3 * _SHARE_OF_PEAK)
-
-
-def cache_folder() -> Path:
-    """Where the user keeps what can be made again: psgjax/ under $XDG_CACHE_HOME, or else under ~/.cache."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psgjax"
-    except RuntimeError:  # nobody's home: a folder that cannot be made
-        return Path(os.devnull) / "psgjax"
 
 
 def use_compilation_cache() -> None:

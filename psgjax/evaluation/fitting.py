@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from psgjax import environment
+from psgjax import kept
 from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier, ClassifierError
@@ -105,13 +105,13 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
     Raises:
         ValueError: If images and labels cannot train a classifier (`fit`).
     """
-    if data.labels is None or not len(data.labels):
+    if data.labels is None or data.held_out_labels is None or not len(data.labels):
         return None
     real_mnist = data.info["name"] == "mnist" and (data.info["canonical"] or data.info["source"] == "packaged")
     if real_mnist and data.images.shape[1:] == classifiers.shipped().image_shape:
         return classifiers.shipped()
     digest = hashlib.sha256(data.info["sha256"].encode() + np.ascontiguousarray(data.labels, np.int32).data).hexdigest()
-    path = environment.cache_folder() / "classifiers" / f"{digest}.safetensors"
+    path = kept.cache_folder() / "classifiers" / f"{digest}.safetensors"
     if path.exists():
         try:
             return classifiers.read(path)
@@ -130,8 +130,9 @@ def _train_and_keep(data: Dataset, path: Path, progress: Callable[[str], None]) 
         if epoch == epochs or epoch % max(1, epochs // 10) == 0:
             progress(f"classifier for {name}: epoch {epoch} of {epochs}, loss {loss:.4f}")
 
-    held_out = (data.held_out_images, data.held_out_labels) if len(data.held_out_images) else None
-    classifier = fit(data.images, data.labels, epochs=epochs, held_out=held_out, progress=tell)
+    labels, held_out_labels = data.both_labels
+    held_out = (data.held_out_images, held_out_labels) if len(data.held_out_images) else None
+    classifier = fit(data.images, labels, epochs=epochs, held_out=held_out, progress=tell)
     classifier.info.update(data=name, data_sha256=data.info["sha256"])
     progress(f"classifier for {name}: {classifier.info['accuracy']:.2%} of the held-out images right")
     try:

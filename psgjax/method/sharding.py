@@ -24,6 +24,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from psgjax import memory
 from psgjax.config import Config, ConfigError, Mesh
 from psgjax.environment import settle
 from psgjax.shell import explain, one_line
@@ -189,8 +190,21 @@ def left_over(mesh: jax.sharding.Mesh) -> str:
     return told if idle else ""
 
 
-def place_images(images: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
-    """The data set [N, H, W, C], split over `data`, with zeros behind it to divide; each process places its own part."""
+def place_images(images: np.ndarray, mesh: jax.sharding.Mesh | None = None) -> jax.Array:
+    """The data set [N, H, W, C] on the device, or split over `data`, with zeros behind it to divide; each process places its part.
+
+    Raises:
+        ConfigError: If a device's memory does not hold it.
+    """
+    device = jax.local_devices()[0]
+    usage, needed = device.memory_stats() or {}, images.nbytes // (mesh.shape["data"] if mesh else 1)
+    what = f"{len(images):,} training images of {'x'.join(map(str, images.shape[1:]))}"
+    if "bytes_limit" in usage:
+        memory.check(needed, what, usage["bytes_limit"] - usage["bytes_in_use"], f"the memory of {device.device_kind}")
+    else:
+        memory.check(needed, what)
+    if mesh is None:
+        return jnp.asarray(images)
     padding = -len(images) % mesh.shape["data"]
     shape = (len(images) + padding, *images.shape[1:])
 

@@ -62,7 +62,7 @@ class TrainState:
 class Stream(IntEnum):
     """What random numbers are for: each use folds its own number into the key of a state."""
 
-    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES, STATISTICS = range(7)
+    INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES, STATISTICS, FLIPS = range(8)
 
 
 def optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:

@@ -254,6 +254,15 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, train_images: int) -> ja
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, Stream.EPOCHS), epoch), train_images)
 
 
+def augmented(config: Config, state: TrainState, images: jax.Array, shards: Shards | None = None) -> jax.Array:
+    """The images [n, b, H, W, C] of the state's next update, with `data.flip` each mirrored left to right or not, at random."""
+    if not config.data.flip:
+        return images
+    key = jax.random.fold_in(jax.random.fold_in(state.key, Stream.FLIPS), state.step)
+    mirrored = jax.random.bernoulli(key, shape=(len(images), config.batch_size, 1, 1, 1))
+    return jnp.where((shards or Shards()).part(mirrored, 1, "data"), images[..., ::-1, :], images)
+
+
 def make_run(
     config: Config,
     train_images: int,
@@ -311,7 +320,7 @@ def _updates(
     def body(state: TrainState) -> TrainState:
         position = state.step % per_epoch
         chosen = jax.lax.dynamic_slice_in_dim(order, position * math.prod(per_step), math.prod(per_step))
-        batch = shards.pick(images, chosen.reshape(per_step))
+        batch = augmented(config, state, shards.pick(images, chosen.reshape(per_step)), shards)
         before = jax.tree.map(lambda total: jnp.where(position == 0, 0.0, total), state.metrics)
         state, metrics = step(state, batch)
         return dataclasses.replace(state, metrics=jax.tree.map(jnp.add, before, metrics))

@@ -29,7 +29,7 @@ from psgjax.files import write_atomically
 from psgjax.leaves import arrays, digest, leaf_name
 from psgjax.method import objectives, spectral
 from psgjax.method.state import TrainState, build, init
-from psgjax.method.step import draw_latents, epoch_order, make_run, make_step, pass_keys, scale
+from psgjax.method.step import augmented, draw_latents, epoch_order, make_run, make_step, pass_keys, scale
 from psgjax.shell import tell
 
 Tree = Any
@@ -59,7 +59,7 @@ def next_batch(config: Config, state: TrainState, images: jax.Array) -> jax.Arra
     epoch, position = divmod(int(state.step), config.steps_per_epoch(len(images)))
     count = math.prod(per_step)
     chosen = epoch_order(state.key, epoch, len(images))[position * count : (position + 1) * count]
-    return images[chosen].reshape(*per_step, *images.shape[1:])
+    return augmented(config, state, images[chosen].reshape(*per_step, *images.shape[1:]))
 
 
 def examine(config: Config, state: TrainState, images: jax.Array) -> Report:

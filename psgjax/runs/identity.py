@@ -163,9 +163,8 @@ def check_folder(folder: Path, config: Config, data: Dataset, seeds: Sequence[in
         )
     for path, config in wanted.items():
         before = found.get(path, config)
-        different = schema.differences(
-            dataclasses.replace(before, data=Data()), dataclasses.replace(config, data=Data())
-        )
+        settings = [dataclasses.replace(each, data=Data(flip=each.data.flip)) for each in (before, config)]
+        different = schema.differences(settings[0], settings[1])
         if different:
             raise ConfigError(
                 f"{path} holds a run with other settings: {'; '.join(different)}. Choose another --out, or the same settings."

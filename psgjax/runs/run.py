@@ -22,7 +22,7 @@ from psgjax.runs.metrics import read_lines
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from psgjax.data.pictures import RangeName
+    from psgjax.config import RangeName
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Run:
         Raises:
             ConfigError: If the images do not fit the run, or their range is not certain.
         """
-        from psgjax.data import pictures  # here, because what scores takes a second to import
+        from psgjax.data import layout  # here, because what scores takes a second to import
         from psgjax.evaluation.classifier import shipped
         from psgjax.evaluation.score import reference, reference_of, score
 
@@ -106,7 +106,7 @@ class Run:
         if isinstance(held_out, Dataset):
             real = reference_of(held_out, progress=lambda line: None)
         else:
-            images = pictures.to_images(np.asarray(held_out), "held_out", range, "range=")
+            images = layout.to_images(np.asarray(held_out), "held_out", range, "range=")
             images = images.reshape(-1, *images.shape[2:])
             real = reference(images, None, shipped() if classifier else None, "an array")
         try:

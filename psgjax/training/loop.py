@@ -153,7 +153,7 @@ class _Loop:
         self.config, self.data, self.name, self.runs = config, data, name, runs
         self.console, self.stop, self.per_epoch = console, stop, per_epoch
         self.count, self.mesh = count, mesh
-        self.images = jnp.asarray(data.images) if mesh is None else place_images(data.images, mesh)
+        self.images = place_images(data.images, mesh)
         image_shape = data.images.shape[1:]
         self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
         self.unstack = jax.jit(_unstack, static_argnums=1)

@@ -19,7 +19,7 @@ from psgjax.training import loop
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from psgjax.data.pictures import RangeName
+    from psgjax.config import RangeName
 
 Line = dict[str, Any]
 
@@ -71,7 +71,7 @@ def train(
     Args:
         method: A name of `methods`, or a `Method` of your own.
         images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; or a folder
-            of the four IDX files.
+            of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
         epochs: Its length in passes over the training images; this or `steps` must be given.
         steps: Its length in updates of the generators.
         seed: Every random number follows from it.
@@ -119,6 +119,6 @@ def _dataset(images: Any, range: RangeName | None, settings: dict[str, Any]) -> 
     if isinstance(images, Dataset):
         return images, settings
     if isinstance(images, str | Path):
-        place = settings.get("data", Data(source="idx", dir=Path(images)))
+        place = dataclasses.replace(settings.get("data", Data()), dir=Path(images))
         return datasets.load(place, lambda line: None), {**settings, "data": place}
     return Dataset.from_arrays(images, range=range), settings

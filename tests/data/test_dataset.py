@@ -56,8 +56,16 @@ def test_idx_needs_a_folder(tmp_path):
 def test_another_published_data_set_is_refused(tmp_path, monkeypatch):
     folder = write(tmp_path / "d", contents())
     monkeypatch.setitem(idx._PUBLISHED, idx.fingerprint(*idx.read_splits(folder)), "fashion_mnist")
-    assert load(source="idx", dir=folder, name="fashion_mnist").info["canonical"] is True
-    refused(tmp_path, [str(folder), "holds Fashion-MNIST", "--data.name fashion_mnist"], source="idx", dir=folder)
+    for name in ("fashion_mnist", None):
+        info = load(source="idx", dir=folder, name=name).info
+        assert (info["canonical"], info["name"]) == (True, "fashion_mnist")
+    refused(
+        tmp_path,
+        [str(folder), "holds Fashion-MNIST", "--data.name fashion_mnist"],
+        source="idx",
+        dir=folder,
+        name="mnist",
+    )
 
 
 # The packaged images.

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, contents, idx_bytes, load, refused, write
 
+from psgjax import memory
 from psgjax.data import dataset, idx
+from psgjax.data.idx import FILES
 
 pytestmark = pytest.mark.usefixtures("scratch")
 
@@ -36,7 +38,7 @@ def test_idx_keeps_every_image_with_its_label(tmp_path, suffix, side):
     assert json.loads(json.dumps(loaded.info)) == loaded.info
     assert loaded.info["source"] == "idx"
     assert loaded.info["canonical"] is False
-    assert "not MNIST as published" in loaded.info["warning"]
+    assert (loaded.info["name"], loaded.info["warning"]) == ("d", None)
 
 
 def test_canonical_order_is_that_of_the_content_alone():
@@ -65,10 +67,9 @@ def damage(change):
         "too long": lambda folder, path: path.write_bytes(path.read_bytes() + b"\0"),
         "no images": lambda folder, path: path.write_bytes(struct.pack(">4I", 0x803, 0, 28, 28)),
         "too many": lambda folder, path: path.write_bytes(struct.pack(">4I", 0x803, 2**32 - 1, 28, 28)),
-        "27x28": lambda folder, path: path.write_bytes(idx_bytes(np.zeros((40, 27, 28), np.uint8))),
+        "2000x1": lambda folder, path: path.write_bytes(idx_bytes(np.zeros((40, 2000, 1), np.uint8))),
         "32x32": lambda folder, path: path.write_bytes(idx_bytes(np.zeros((40, 32, 32), np.uint8))),
         "39 images": lambda folder, path: path.write_bytes(idx_bytes(np.zeros((39, 28, 28), np.uint8))),
-        "label 10": lambda folder, path: path.write_bytes(idx_bytes(np.full(40, 10, np.uint8))),
         "folder": lambda folder, path: (path.unlink(), path.mkdir()),
     }[change]
 
@@ -88,10 +89,9 @@ def damage(change):
         (TRAIN_IMAGES, "too long", ["more than 31360 bytes", "31360", "get another copy"]),
         (TRAIN_IMAGES, "no images", ["0 items", "from 1 to 1000000", "get another copy"]),
         (TRAIN_IMAGES, "too many", ["4294967295 items", "from 1 to 1000000", "get another copy"]),
-        (TRAIN_IMAGES, "27x28", ["27x28", "28x28 or 32x32", "get another copy"]),
+        (TRAIN_IMAGES, "2000x1", ["2000x1", "sides from 1 to 1024", "get another copy"]),
         (TRAIN_IMAGES, "32x32", ["32x32", "28x28", "one data set"]),
         (TRAIN_IMAGES, "39 images", ["39 images", "40 labels", "one data set"]),
-        (TRAIN_LABELS, "label 10", ["label 10", "from 0 to 9", "get another copy"]),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, source, name, change, fragments):
@@ -135,3 +135,104 @@ def test_any_bytes_are_read_or_refused(fuzzed, content, dimensions):
         array = idx.read_idx(fuzzed, dimensions)
         assert array.dtype == np.uint8
         assert array.ndim == dimensions
+
+
+# Sets of other names, sizes and classes.
+
+
+def small_set(folder, names, classes, count=30, shape=(28, 28)):
+    """Files of those names: images, labels, and the same of what is held out; what was written."""
+    random = np.random.default_rng(3)
+    folder.mkdir()
+    arrays = [
+        random.integers(0, 256, (n, *shape), np.uint8) if kind == "images" else np.arange(n, dtype=np.uint8) % classes
+        for n in (count * 2, count)
+        for kind in ("images", "labels")
+    ]
+    for name, array in zip(names, arrays, strict=False):
+        if name:
+            content = idx_bytes(array)
+            (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return arrays
+
+
+def pairs(images, labels):
+    return {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        ([name.replace("-idx", ".idx") for name in FILES], "d"),
+        ([f"emnist-letters-{name}.gz".replace("t10k", "test") for name in FILES], "emnist-letters"),
+        ([f"k49-{name}" for name in FILES], "k49"),
+    ],
+)
+def test_any_set_is_read_and_titled_by_its_own_name(tmp_path, names, title):
+    train, labels, test, test_labels = small_set(tmp_path / "d", names, classes=49)
+    loaded = load(source="idx", dir=tmp_path / "d")
+    assert pairs(loaded.images, loaded.labels) == pairs(train, labels)
+    assert pairs(loaded.held_out_images, loaded.held_out_labels) == pairs(test, test_labels)
+    assert loaded.info["name"] == title
+    assert loaded.info["classes"] == [str(i) for i in range(49)]
+    assert "MNIST" not in loaded.info["description"].replace(str(tmp_path), "")
+    turned = load(source="idx", dir=tmp_path / "d", transpose=True)
+    assert pairs(turned.images, turned.labels) == pairs(np.ascontiguousarray(train.swapaxes(1, 2)), labels)
+    assert load(source="idx", dir=tmp_path / "d", name="mine").info["name"] == "mine"
+    refused(
+        tmp_path,
+        ["does not hold MNIST as published", "leave --data.name out"],
+        source="idx",
+        dir=tmp_path / "d",
+        name="mnist",
+    )
+
+
+def test_labels_from_one_on_are_numbered_from_zero(tmp_path):
+    folder = write(tmp_path / "d", contents())
+    (folder / TRAIN_LABELS).write_bytes(idx_bytes((np.arange(40) % 26 + 1).astype(np.uint8)))
+    (folder / TEST_LABELS).write_bytes(idx_bytes((np.arange(20) % 26 + 1).astype(np.uint8)))
+    loaded = load(source="idx", dir=folder)
+    assert (loaded.labels.min(), loaded.labels.max()) == (0, 25)
+    assert loaded.info["classes"] == [str(i) for i in range(1, 27)]
+
+
+def test_labels_of_qmnist_are_its_first_column(tmp_path):
+    folder = tmp_path / "d"
+    images, labels, *_ = small_set(folder, ["qmnist-train-images-idx3-ubyte"], classes=10)
+    table = np.zeros((60, 8), ">i4")
+    table[:, 0], table[:, 1:] = labels, 70_000
+    (folder / "qmnist-train-labels-idx2-int").write_bytes(struct.pack(">3I", 0xC02, 60, 8) + table.tobytes())
+    loaded = load(source="idx", dir=folder)
+    assert pairs(loaded.images, loaded.labels) | pairs(loaded.held_out_images, loaded.held_out_labels) == pairs(
+        images, labels
+    )
+
+
+@pytest.mark.parametrize("kept", [("train-images-idx3-ubyte",), ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")])
+def test_labels_and_a_held_out_part_may_lack(tmp_path, kept):
+    small_set(tmp_path / "d", [name if name in kept else "" for name in FILES], 10, shape=(12, 20))
+    loaded = load(source="idx", dir=tmp_path / "d")
+    assert (loaded.labels, loaded.held_out_labels, loaded.info["classes"]) == (None, None, None)
+    assert loaded.images.shape[1:] == (12, 20, 1)
+    if len(kept) == 2:
+        assert (len(loaded.images), len(loaded.held_out_images)) == (60, 30)
+        refused(tmp_path, ["data.held_out 0.5", "leave it out"], source="idx", dir=tmp_path / "d", held_out=0.5)
+    else:
+        assert (len(loaded.images), len(loaded.held_out_images)) == (54, 6)
+        assert len(load(source="idx", dir=tmp_path / "d", held_out=0.5).images) == 30
+
+
+def test_of_several_sets_one_is_asked_for(tmp_path):
+    small_set(tmp_path / "d", [f"emnist-digits-{name}" for name in FILES], 10)
+    small_set(tmp_path / "e", [f"emnist-letters-{name}" for name in FILES], 26)
+    for path in (tmp_path / "e").iterdir():
+        path.rename(tmp_path / "d" / path.name)
+    refused(tmp_path, ["the sets emnist-digits, emnist-letters", "--data.name"], source="idx", dir=tmp_path / "d")
+    assert len(load(source="idx", dir=tmp_path / "d", name="emnist-letters").info["classes"]) == 26
+
+
+def test_images_that_memory_does_not_hold_are_refused_with_both_numbers(tmp_path, monkeypatch):
+    folder = write(tmp_path / "d", contents())
+    monkeypatch.setattr(memory, "available", lambda: 50_000)
+    refused(tmp_path, [TRAIN_IMAGES, "40 images of 28x28", "need 0.1 MiB, and 0.0 MiB"], source="idx", dir=folder)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from psgjax.config import ConfigError
 from psgjax.data import pictures
+from psgjax.data.layout import grey as grey_of
+from psgjax.data.layout import to_images
 
 RANGES = {"0..1": (0, 1), "-1..1": (-1, 1), "0..255": (0, 255), "0..65535": (0, 65535)}
 FOREIGN = {"-0.5..0.5": (-0.5, 0.5), "0..15": (0, 15), "standardised": (-0.42, 2.82), "-1..0": (-1, 0)}
@@ -83,9 +85,9 @@ def test_a_value_outside_its_range_does_not_change_how_the_others_are_read(image
 def equal_or_refused(images, array, layout, said, may_refuse=False):
     if layout == "NHW" and images.shape[-1] == 3:
         layout = "NHWC"
-    wanted = pictures.grey(laid_out(images, "KNHWC") if layout.startswith("K") else images[None])
+    wanted = grey_of(laid_out(images, "KNHWC") if layout.startswith("K") else images[None])
     try:
-        found = pictures.to_images(laid_out(array, layout), "array", said)
+        found = to_images(laid_out(array, layout), "array", said)
     except ConfigError:
         assert said is None or may_refuse
         return
@@ -102,7 +104,7 @@ def test_what_is_usual_is_read(dtype, layout):
     )
     images = 255 * array.astype(np.uint8) if dtype == "bool" else images
     array = (images / 127.5 - 1).astype(dtype) if "float" in dtype else array
-    found = pictures.to_images(laid_out(array, layout), "array")
+    found = to_images(laid_out(array, layout), "array")
     np.testing.assert_array_equal(found, images.reshape(found.shape))
     assert found.shape[-1] == 1
 
@@ -139,14 +141,14 @@ STRAY = np.where(np.arange(384).reshape(6, 8, 8) == 0, -0.1, RAMP)
 )
 def test_what_is_not_certain_is_refused_with_what_to_say(array, said, message):
     with pytest.raises(ConfigError) as refusal:
-        pictures.to_images(array, "array", said)
+        to_images(array, "array", said)
     assert message in str(refusal.value)
 
 
 def test_a_rounding_error_beyond_an_end_is_no_other_range():
     array = (RAMP * 2 - 1).astype(np.float32) * np.float32(1.0000001)
     assert array.max() > 1
-    np.testing.assert_array_equal(pictures.to_images(array, "array")[0, ..., 0], np.rint(RAMP * 255))
+    np.testing.assert_array_equal(to_images(array, "array")[0, ..., 0], np.rint(RAMP * 255))
 
 
 FILES = {

@@ -3,9 +3,11 @@
 import functools
 import hashlib
 import http.server
+import io
 import socket
 import struct
 import sys
+import tarfile
 import threading
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from sources import TEST_LABELS, contents, load, refused, same, write
 
 from psgjax.config import Data
-from psgjax.data import dataset, idx, tfds
+from psgjax.data import dataset, idx, tfds, tfds_prepare
 
 pytestmark = pytest.mark.usefixtures("scratch")
 
@@ -134,7 +136,7 @@ def test_a_download_that_nothing_answers_is_given_up(tmp_path, small, monkeypatc
     import tensorflow_datasets
     from tensorflow_datasets.core.download import checksums
 
-    monkeypatch.setattr(tfds, "_PATIENCE", 0.3)
+    monkeypatch.setattr(tfds_prepare, "_PATIENCE", 0.3)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     released = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -150,3 +152,73 @@ def test_a_download_that_nothing_answers_is_given_up(tmp_path, small, monkeypatc
     released.set()
     assert "cannot be downloaded" in warning
     assert not (tmp_path / "tfds").exists()
+
+
+# Other data sets than MNIST.
+
+
+def cifar(monkeypatch, folder, per_file=6):
+    """The one file of CIFAR-10, small, in a folder and registered; the images and labels in it, train and test."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core.download import checksums
+
+    random = np.random.default_rng(0)
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    images = random.integers(0, 256, (6, per_file, 32, 32, 3), np.uint8)
+    labels = np.arange(6 * per_file).reshape(6, per_file).astype(np.uint8) % 10
+    folder.mkdir()
+    path = folder / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, pixels, numbers in zip(names, images, labels, strict=True):
+            rows = [bytes([n]) + image.transpose(2, 0, 1).tobytes() for image, n in zip(pixels, numbers, strict=True)]
+            add(archive, f"cifar-10-batches-bin/{name}", b"".join(rows))
+        add(archive, "cifar-10-batches-bin/batches.meta.txt", b"\n".join(b"class %d" % i for i in range(10)))
+    content = path.read_bytes()
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    info = checksums.UrlInfo(len(content), hashlib.sha256(content).hexdigest(), path.name)
+    monkeypatch.setattr(tensorflow_datasets.builder_cls("cifar10"), "url_infos", {url: info})
+    return [(images[:5].reshape(-1, 32, 32, 3), labels[:5].ravel()), (images[5], labels[5])]
+
+
+def add(archive, name, content):
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def test_cifar10_is_prepared_and_read_without_tensorflow(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    train, test = cifar(monkeypatch, tmp_path / "files")
+    loaded = load(source="tfds", name="cifar10", dir=tmp_path / "files")
+    assert same(loaded, dataset.Dataset.from_arrays(*train, held_out=test))
+    assert (loaded.info["name"], loaded.info["canonical"]) == ("cifar10", False)
+    monkeypatch.setattr(tfds, "_read_split", None)
+    assert same(load(source="tfds", name="cifar10"), loaded)  # from the array file
+    assert "tensorflow" not in sys.modules
+
+
+def test_what_needs_tensorflow_is_said_in_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.image_classification import cifar as module
+
+    cifar(monkeypatch, tmp_path / "files")
+    monkeypatch.setattr(module, "_load_data", lambda *args: module.tf.image.decode_image(b""))
+    fragments = [
+        "prepares cifar10 by means of TensorFlow",
+        "tfds build cifar10 --data_dir FOLDER",
+        "TFDS_DATA_DIR=FOLDER",
+    ]
+    refused(tmp_path / "files", fragments, source="tfds", name="cifar10", dir=tmp_path / "files")
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [
+        ("cifar11", ["none that TensorFlow Datasets has", "Did you mean 'cifar10_1'?"]),
+        ("titanic", ["by means of TensorFlow"]),
+        ("cats_vs_dogs", ["several sizes", "--data.size"]),
+    ],
+)
+def test_data_sets_that_are_none_of_images_of_one_size_are_refused(tmp_path, name, fragments):
+    pytest.importorskip("tensorflow_datasets")
+    refused(tmp_path / "tfds", [name, *fragments], source="tfds", name=name)

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from psgjax.commands import evaluate as command
-from psgjax.data import dataset, pictures
+from psgjax.data import dataset, idx, layout, tfds
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.score import BETWEEN, CLASSIFIED, beside_nearest, reference, score
 from psgjax.evaluation.table import show
@@ -280,7 +280,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_before_they_run_or_fill_memory(name, tmp_path, monkeypatch, capsys):
     path, make, message = HOSTILE[name]
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 10_000_000)
+    monkeypatch.setattr(layout, "MOST_BYTES", 10_000_000)
     (tmp_path / "c").mkdir()
     (tmp_path / path).write_bytes(make(tmp_path))
     given = tmp_path / path
@@ -300,7 +300,7 @@ def test_hostile_files_are_refused_before_they_run_or_fill_memory(name, tmp_path
 
 
 def test_a_folder_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 10 * 64 * 64 - 1)
+    monkeypatch.setattr(layout, "MOST_BYTES", 10 * 64 * 64 - 1)
     for i in range(10):
         Image.new("L", (64, 64)).save(tmp_path / f"{i}.png")
     assert run(tmp_path, *PACKAGED) == 2
@@ -342,14 +342,14 @@ def test_the_published_test_set_is_never_replaced_by_another(halves, tmp_path, m
 
     np.save(tmp_path / "a.npy", halves[0][0][:60])
     arguments = (tmp_path / "a.npy", "--reference", "mnist-test", "--json", tmp_path / "out.json")
-    monkeypatch.setattr(dataset.tfds, "read_splits", fail)
+    monkeypatch.setattr(tfds, "read_splits", fail)
     error = refusal(capsys, *arguments)
     assert "--reference mnist-test: https://example.org cannot be downloaded. Or compare with 500" in error
     folder = sources.write(tmp_path / "idx", sources.contents())
-    assert "they are not MNIST as published" in refusal(capsys, *arguments, "--data.dir", folder)
+    assert "does not hold MNIST as published" in refusal(capsys, *arguments, "--data.dir", folder)
     assert not (tmp_path / "out.json").exists()
 
-    monkeypatch.setattr(dataset.idx, "published_name", lambda *_: "mnist")
+    monkeypatch.setattr(idx, "published_name", lambda *_: "mnist")
     assert run(*arguments, "--data.dir", folder) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     real = sources.load(source="idx", dir=folder).held_out_images

@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from experiments import mnist
 from psgjax.commands import replay
-from psgjax.config import Optimizer
+from psgjax.config import Data, Optimizer
 from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier
 from psgjax.method import state as states
@@ -164,6 +165,25 @@ def test_gradient_norms_are_those_of_the_gradients(images):
     wanted = [divergence._norm(jax.tree.map(lambda leaf, i=i: leaf[i], moments[0])) for i in range(2)]
     np.testing.assert_allclose(norms["generators"], wanted, rtol=1e-4)
     np.testing.assert_allclose(norms["discriminator"], divergence._norm(moments[1]), rtol=1e-4)
+
+
+def test_flips_mirror_half_of_the_images_and_follow_from_seed_and_step(images):
+    plain = tiny("gan", batch_size=16)
+    config = dataclasses.replace(plain, data=Data(flip=True))
+    program, step = stepping.make_run(config, 32, SHAPE), jax.jit(stepping.make_step(config, SHAPE))
+    state, mirrored = first_state(config), []
+    for count in (1, 2):
+        batch, before = (
+            np.asarray(divergence.next_batch(each, state, jnp.asarray(images))) for each in (config, plain)
+        )
+        same = (batch == before).all((0, 2, 3, 4))
+        np.testing.assert_array_equal(batch[0, ~same], before[0, ~same, :, ::-1])
+        mirrored.append(tuple(~same))
+        state, _ = step(state, jnp.asarray(batch))
+        run, _ = program(jax.tree.map(jnp.copy, first_state(config)), jnp.asarray(images), jnp.int32(count))
+        chex.assert_trees_all_close(run.generators, state.generators, rtol=1e-4, atol=1e-6)
+    assert all(0 < sum(each) < 16 for each in mirrored)
+    assert mirrored[0] != mirrored[1]
 
 
 def test_a_gradient_that_the_gate_left_out_has_no_norm(images):

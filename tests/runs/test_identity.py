@@ -116,6 +116,8 @@ def test_where_the_images_lie_and_how_they_came_is_no_setting(data, tmp_path):
     train(config, data, tmp_path / "run")
     for place in (Data(source="idx", dir=tmp_path), Data(source="tfds"), Data(train_images=32)):
         assert train(dataclasses.replace(config, data=place), data, tmp_path / "run").finished
+    with pytest.raises(ConfigError, match=r"data\.flip: False -> True"):
+        train(dataclasses.replace(config, data=Data(flip=True)), data, tmp_path / "run")
 
 
 # What else lies in the folder.
