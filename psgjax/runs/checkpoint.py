@@ -244,14 +244,16 @@ def _orbax() -> ocp.Checkpointer:
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),  # what is saved is a copy already
         (jax.Array, ocp.type_handlers.ArrayHandler()),  # there are none, but Orbax warns
     )
-    handler = ocp.CompositeCheckpointHandler(
-        # Trained weights hardly shrink, and what compresses them is kept in memory.
-        state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False),
-        progress=ocp.JsonCheckpointHandler(),
-    )
     # Of several processes the first alone reads and writes: Orbax must not wait for the others.
     alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="psgjax")
-    return ocp.Checkpointer(handler, **({"multiprocessing_options": alone} if jax.process_count() > 1 else {}))
+    several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(**several),
+        # Trained weights hardly shrink, and what compresses them is kept in memory.
+        state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, **several),
+        progress=ocp.JsonCheckpointHandler(**several),
+    )
+    return ocp.Checkpointer(handler, **several)
 
 
 @contextmanager

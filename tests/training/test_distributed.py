@@ -14,8 +14,8 @@ from psgjax.runs.metrics import read_lines
 # A run as the command makes it, which saves more often than a user's.
 PROGRAM = """
 import sys
-from psgjax import training
-training._SAVE_SECONDS, training._CALL_SECONDS = 0.3, 0.1
+from psgjax.training import loop
+loop._SAVE_SECONDS, loop._CALL_SECONDS = 0.3, 0.1
 from experiments import mnist
 sys.exit(mnist.main())
 """
