@@ -147,8 +147,7 @@ class Checkpoints(AbstractContextManager):
 
     def _set_aside_if_damaged(self, step: int) -> None:
         path = self._folder / str(step)
-        fault = _fault(path)
-        if fault:
+        if fault := _fault(path):
             names = (f"damaged-{step}" + (f"-{i}" if i else "") for i in itertools.count())
             aside = next(self._folder / name for name in names if not (self._folder / name).exists())
             path.rename(aside)
@@ -192,8 +191,7 @@ def read(folder: Path, like: TrainState, step: int | None = None) -> tuple[Train
     while steps := saved_steps(folder):
         wanted = steps[-1] if step is None else step
         if wanted not in steps:
-            kept = ", ".join(map(str, steps))
-            raise CheckpointError(f"{folder} has no checkpoint of step {wanted}; it has those of {kept}.")
+            raise CheckpointError(f"{folder} has no checkpoint of step {wanted}; it has those of {str(steps)[1:-1]}.")
         try:
             return _read(folder / str(wanted), like)
         except (CheckpointError, OSError, ValueError) as error:
