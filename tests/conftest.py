@@ -101,6 +101,20 @@ def scratch(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def idx(tmp_path_factory) -> Path:
+    """A folder with the four files of a small data set."""
+    import sources
+
+    return sources.write(tmp_path_factory.mktemp("idx"), sources.contents(train=64, test=16))
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The current folder is the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
 def trained():
     """A classifier that knows bars."""
     import bars  # here, because most tests do without what makes it

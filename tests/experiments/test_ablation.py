@@ -8,17 +8,14 @@ from experiments import ablation
 from psgjax.data.dataset import Dataset
 from psgjax.training import loop
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 # The program of psg is that of test_mixture2d.py, compiled once for both.
 TINY = ["--steps", "20", "--seeds", "2", "--points", "1000", "--samples", "200"]
 TINY += ["--network.width", "8", "--batch-size", "16", "--out", "out"]
 # Two cells that can be done and two that cannot.
 FOUR = [*TINY, "--generators", "1", "2", "--spectral-norm", "no", "--losses", "mgan", "softmax", "--gates", "triplet"]
 NAMES = ["k1-plain-softmax-triplet", "k2-plain-softmax-triplet"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def cell_files():

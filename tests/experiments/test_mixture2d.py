@@ -15,14 +15,11 @@ from psgjax.config import METHODS, Config, Network, Optimizer
 from psgjax.method import state as states
 from psgjax.method import step
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 TINY = ["--steps", "20", "--seeds", "2", "--points", "1000", "--samples", "200"]
 TINY += ["--network.width", "8", "--batch-size", "16", "--out", "out"]
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def config(name, steps=80, **changes):

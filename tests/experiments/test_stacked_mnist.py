@@ -12,13 +12,10 @@ from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation import fitting
 from psgjax.evaluation.classifier import Classifier
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 TINY = ["--trials", "2", "--epochs", "1", "--images", "32", "--samples", "60", "--batch-size", "8", "--out", "out"]
 TINY += ["--network.width", "2", "--network.latent-size", "3"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
