@@ -17,10 +17,7 @@ seed, each generator in its own colour).
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
-import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,32 +25,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from typing_extensions import Doc
 
-from experiments.mixtures import (
-    MEASURES,
-    MIXTURES,
-    Protocol,
-    Trainer,
-    cells,
-    check_network,
-    draw,
-    judge,
-    markdown,
-    mean,
-    measure,
-    show,
-    show_table,
-    to_json,
-)
+from experiments import command, tables
+from experiments.mixtures import MEASURES, MIXTURES, Protocol, Trainer, check_network, draw, evaluate, figures, measure
+from experiments.tables import Table, mean, show_mean
 from psgjax import config as configuration
 from psgjax import schema
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation.modes import HIGH_QUALITY_DEVIATIONS
-from psgjax.shell import run_command, tell, terminal
+from psgjax.shell import tell
 
 NOTE = (
     "± is the standard deviation over seeds. Samples come from the mixture of generators, each with probability 1/K. "
@@ -110,40 +93,26 @@ def configure(options: Options) -> dict[str, Config]:
     return configs
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than the results of this command, which are replaced. Writes nothing.
-
-    Raises:
-        ConfigError: With what is in the way.
-    """
-    from psgjax.runs.identity import check_free
-
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; it must name a folder.")
-    if not (out / "results.json").is_file():
-        check_free(out, ("results.md", "samples.png"))
-
-
-def table(name: str, results: dict[str, Any], seeds: int) -> tuple[str, list[str], list[list[str]]]:
-    """Title, header and rows of a mixture's table: the methods, then real points and the published figures."""
+def table(name: str, results: dict[str, Any], seeds: int) -> Table:
+    """A mixture's table: one row per method, then real points and the published figures."""
     total = len(MIXTURES[name].centres)
     header = ["method", f"modes (of {total})", "high quality, %", "reverse KL", "modes of each generator"]
     rows = [
         [
             method,
-            *cells(result, seeds),
-            "; ".join(show(own["modes"], seeds) for own in result["generators"]),
+            *figures(result, seeds),
+            "; ".join(show_mean(own["modes"], seeds) for own in result["generators"]),
         ]
         for method, result in results["methods"].items()
     ]
     real = {key: mean([results["real"][key]]) for key in MEASURES}
-    rows.append(["real points", *cells(real, 1), "–"])
+    rows.append(["real points", *figures(real, 1), "–"])
     rows += [[f"{method} (published)", modes, "–", "–", "–"] for method, modes in MIXTURES[name].published.items()]
-    return f"{name}: {total} Gaussians", header, rows
+    return Table(f"{name}: {total} Gaussians", header, rows)
 
 
 def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[str, Any]) -> bytes:
-    """A PNG: a row a mixture, a column a method, a colour a generator; the true modes as light rings."""
+    """A PNG: one row per mixture, one column per method, one colour per generator; the true modes as light rings."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -171,22 +140,63 @@ def picture(samples: dict[str, dict[str, NDArray[np.float32]]], results: dict[st
     return image.getvalue()
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """The configuration as JSON has it, without what belongs to images on disk."""
-    values: dict[str, Any] = json.loads(schema.to_json(config))
-    return {key: value for key, value in values.items() if key not in ("data", "seed")}
+def train(
+    options: Options, configs: dict[str, Config], console: Console
+) -> tuple[dict[str, Any], dict[str, dict[str, NDArray[np.float32]]]]:
+    """Train every method on every mixture: the figures, by mixture; and the first seed's samples, by mixture and method."""
+    import jax
+
+    key = jax.random.key(options.data_seed)
+    data = {name: draw(MIXTURES[name], options.points, key) for name in options.mixtures}
+    results: dict[str, Any] = {}
+    for name, points in data.items():
+        real = np.asarray(points[: options.samples].reshape(-1, 2))
+        results[name] = {"real": measure(real, MIXTURES[name]), "methods": {}}
+    samples: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in data}
+    for method, config in configs.items():
+        trainer = Trainer(config, options.seeds, options.points, options.samples)
+        for name, points in data.items():
+            began = time.monotonic()
+            state = trainer.train(points, console, f"{method} on the {name}")
+            result, samples[name][method] = evaluate(trainer, state, MIXTURES[name])
+            results[name]["methods"][method] = {"seconds": round(time.monotonic() - began, 1), **result}
+    return results, samples
 
 
-def run(options: Options, command: str, console: Console) -> None:
-    """Train, judge, show and write everything.
+def protocol_of(options: Options) -> dict[str, Any]:
+    """What results.json says of how the figures were made, beside the configurations."""
+    mixtures = {name: MIXTURES[name] for name in options.mixtures}
+    return {
+        "seeds": [options.seed, options.seed + options.seeds - 1],
+        "data_seed": options.data_seed,
+        "points": options.points,
+        "samples": options.samples,
+        "high_quality_deviations": HIGH_QUALITY_DEVIATIONS,
+        "mixtures": {
+            name: {"centres": (mixture.centres.round(6) + 0.0).tolist(), "deviation": mixture.deviation}
+            for name, mixture in mixtures.items()
+        },
+    }
+
+
+def told(options: Options, config: Config) -> str:
+    """The same in a sentence."""
+    return (
+        f"{options.seeds} seeds, {options.steps:,} updates of {options.batch_size} points ({options.points:,} in all), networks of "
+        f"two hidden layers of {config.network.width}, Adam {config.optimizer.learning_rate:g} ({config.optimizer.schedule}); "
+        f"{options.samples:,} samples."
+    )
+
+
+def run(options: Options, typed: str, console: Console) -> None:
+    """Train, evaluate, show and write everything.
 
     Raises:
         ConfigError: Before anything is written, for all that is wrong with the options or the folder.
     """
     configs = configure(options)
-    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
-    check_out(options.out)
-    import jax
+    out = schema.local_path("--out", options.out)
+    command.check_out(out, (out / "results.json").is_file(), ("results.md", "samples.png"))
 
     from psgjax import environment
     from psgjax.files import write_atomically
@@ -194,71 +204,29 @@ def run(options: Options, command: str, console: Console) -> None:
     environment.settle()
     environment.use_compilation_cache()
     provenance, started = environment.provenance(), time.monotonic()
-    key = jax.random.key(options.data_seed)
-    data = {name: draw(MIXTURES[name], options.points, key) for name in options.mixtures}
-    real = {name: data[name][: options.samples].reshape(-1, 2) for name in data}
-    results: dict[str, Any] = {
-        name: {"real": measure(np.asarray(real[name]), MIXTURES[name]), "methods": {}} for name in data
-    }
-    samples: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in data}
-    for method, config in configs.items():
-        trainer = Trainer(config, options.seeds, options.points, options.samples)
-        for name, points in data.items():
-            began = time.monotonic()
-            state = trainer.train(points, console, f"{method} on the {name}")
-            result, samples[name][method] = judge(trainer, state, MIXTURES[name])
-            results[name]["methods"][method] = {"seconds": round(time.monotonic() - began, 1), **result}
-
-    tables = [table(name, results[name], options.seeds) for name in data]
-    for one in tables:
-        show_table(console, *one)
+    results, samples = train(options, configs, console)
+    each = [table(name, results[name], options.seeds) for name in results]
+    for one in each:
+        tables.show(console, one)
     console.print(NOTE, highlight=False)
     record = {
         **provenance,
-        "command": command,
+        "command": typed,
         "seconds": round(time.monotonic() - started, 1),
-        "protocol": {
-            "seeds": [options.seed, options.seed + options.seeds - 1],
-            "data_seed": options.data_seed,
-            "points": options.points,
-            "samples": options.samples,
-            "high_quality_deviations": HIGH_QUALITY_DEVIATIONS,
-            "mixtures": {
-                name: {
-                    "centres": (MIXTURES[name].centres.round(6) + 0.0).tolist(),
-                    "deviation": MIXTURES[name].deviation,
-                }
-                for name in data
-            },
-        },
-        "settings": {method: settings(config) for method, config in configs.items()},
+        "protocol": protocol_of(options),
+        "settings": {method: command.settings(config) for method, config in configs.items()},
         "results": results,
-        "published_modes": {name: MIXTURES[name].published for name in data},
+        "published_modes": {name: MIXTURES[name].published for name in results},
         "note": NOTE,
     }
-    some = next(iter(configs.values()))
-    told = (
-        f"{options.seeds} seeds, {options.steps:,} updates of {options.batch_size} points ({options.points:,} in all), networks of "
-        f"two hidden layers of {some.network.width}, Adam {some.optimizer.learning_rate:g} ({some.optimizer.schedule}); "
-        f"{options.samples:,} samples."
-    )
-    text = "\n".join([f"`{command}`\n\n{told}\n", *(markdown(*one) for one in tables), f"{NOTE}\n"])
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "results.md", text)
-    write_atomically(options.out / "samples.png", picture(samples, results))
-    write_atomically(options.out / "results.json", to_json(record))
-    tell(console)(f"results: {options.out}")
+    tables.write(out, record, [told(options, next(iter(configs.values()))), *each, NOTE])
+    write_atomically(out / "samples.png", picture(samples, results))
+    tell(console)(f"results: {out}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-
-    def work() -> None:
-        options = tyro.cli(Options, args=given, prog="python -m experiments.mixture2d", description=__doc__)
-        run(options, shlex.join(["python", "-m", "experiments.mixture2d", *given]), terminal())
-
-    return run_command(work)
+    return command.main("mixture2d", Options, run, __doc__, arguments, "stopped: nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from typing_extensions import Doc
 
+from experiments.command import check_counts
+from experiments.tables import mean, show_mean
 from psgjax.config import Config, ConfigError, Network
 from psgjax.evaluation import modes
 from psgjax.schema import check_seed
@@ -54,13 +52,13 @@ MIXTURES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which seeds are trained on how many points of a mixture, and by how many samples each is judged."""
+    """Which seeds are trained on how many points of a mixture, and on how many samples each is evaluated."""
 
     seeds: Annotated[int, Doc("How many seeds are trained at once, from --seed on.")] = 10
     seed: Annotated[int, Doc("The first seed.")] = 0
     data_seed: Annotated[int, Doc("The training points follow from it: the same for all methods and seeds.")] = 0
     points: Annotated[int, Doc("Points of the training set.")] = 25_000
-    samples: Annotated[int, Doc("Samples that a run is judged by.")] = 2500
+    samples: Annotated[int, Doc("Samples that a run is evaluated on.")] = 2500
 
     def __post_init__(self) -> None:
         """Refuse counts below one and seeds that are none."""
@@ -71,17 +69,6 @@ class Protocol:
             ("data_seed", self.data_seed),
         ):
             check_seed(value, name)
-
-
-def check_counts(**counts: int) -> None:
-    """Refuse counts below one.
-
-    Raises:
-        ConfigError: With the name of the option.
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1.")
 
 
 def check_network(network: Network) -> None:
@@ -95,7 +82,7 @@ def check_network(network: Network) -> None:
 
 
 def draw(mixture: Mixture, count: int, key: jax.Array) -> jax.Array:
-    """So many points of the mixture as images, [count, 1, 1, 2] float32."""
+    """The given number of points of the mixture as images, [count, 1, 1, 2] float32."""
     import jax
     import jax.numpy as jnp
 
@@ -109,7 +96,7 @@ class Trainer:
     """One method's programs for many seeds at once; the mixture is an argument, so that nothing is compiled for each."""
 
     def __init__(self, config: Config, seeds: int, points: int, samples: int) -> None:
-        """Seeds from `config.seed` on, a training set of so many points, so many samples to judge by."""
+        """The given number of seeds, from `config.seed` on, of training points, and of samples to evaluate each seed on."""
         import jax
         import jax.numpy as jnp
 
@@ -173,20 +160,10 @@ def measure(points: NDArray[np.float32], mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def mean(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """Mean and standard deviation over the seeds that have a value, and how many these are."""
-    known = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "seeds": len(known),
-    }
-
-
 MEASURES = ("modes", "high_quality", "reverse_kl")
 
 
-def judge(trainer: Trainer, state: TrainState, mixture: Mixture) -> tuple[dict[str, Any], NDArray[np.float32]]:
+def evaluate(trainer: Trainer, state: TrainState, mixture: Mixture) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Every figure of every seed and its means, ready for JSON; and the samples of the first seed, [K, n, 2]."""
     samples, which = trainer.sample(state)
     per_seed = []
@@ -202,43 +179,10 @@ def judge(trainer: Trainer, state: TrainState, mixture: Mixture) -> tuple[dict[s
     return {**means, "generators": alone, "per_seed": per_seed}, samples[0]
 
 
-def show(value: dict[str, Any], seeds: int, scale: float = 1, digits: int = 1) -> str:
-    """A mean as a person reads it: 6.3 ± 0.5, with the number of seeds where some have no value."""
-    if value["mean"] is None:
-        return "–"
-    text = f"{scale * value['mean']:.{digits}f}"
-    text += f" ± {scale * value['std']:.{digits}f}" if value["std"] is not None else ""
-    return text if value["seeds"] == seeds else f"{text} ({value['seeds']} of {seeds} seeds)"
-
-
-def cells(result: dict[str, Any], seeds: int) -> list[str]:
+def figures(result: dict[str, Any], seeds: int) -> list[str]:
     """A result's part of a row: modes, share of high-quality samples in percent, reverse KL."""
     return [
-        show(result["modes"], seeds),
-        show(result["high_quality"], seeds, scale=100),
-        show(result["reverse_kl"], seeds, digits=2),
+        show_mean(result["modes"], seeds),
+        show_mean(result["high_quality"], seeds, scale=100),
+        show_mean(result["reverse_kl"], seeds, digits=2),
     ]
-
-
-def show_table(console: Console, title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table whose figures are all there: folded to a terminal that is narrow, as wide as need be in a file."""
-    shown = Table(title=title, title_justify="left")
-    for index, column in enumerate(header):
-        shown.add_column(column, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    if not console.is_terminal:
-        console.width = 140
-    console.print(shown)
-
-
-def markdown(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """The same table in Markdown."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def to_json(record: Any) -> str:
-    """JSON for people: indented, but a list of plain values is one line."""
-    text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False)
-    return re.sub(r"\[[^][{}]*\]", lambda match: f"[{' '.join(match.group()[1:-1].split())}]", text) + "\n"

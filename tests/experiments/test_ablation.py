@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import ablation
+from experiments import ablation, grid
 from psgjax.data.dataset import Dataset
 from psgjax.training import loop
 
@@ -27,8 +27,8 @@ def done(monkeypatch):
     """The names of the cells that are done, by something that trains nothing."""
     names = []
 
-    def work(name, config):
-        names.append(name)
+    def work(config, folder):
+        names.append(config.method_name)
         mean = {"mean": float(config.method.generators), "std": None, "seeds": 2}
         return {"modes": mean, "high_quality": mean, "reverse_kl": mean}
 
@@ -50,7 +50,7 @@ def one_line(capsys):
 
 
 def test_the_whole_grid_has_36_cells_and_names_the_known_methods():
-    cells = ablation.configure(ablation.Options())
+    cells = grid.configure(grid.Options())
     assert len({cell.name for cell in cells}) == 36
     assert all(cell.config for cell in cells)
     named = {cell.method_name: cell.name for cell in cells if cell.method_name}
@@ -64,7 +64,7 @@ def test_the_whole_grid_has_36_cells_and_names_the_known_methods():
     }
 
 
-def test_trains_and_judges_a_cell_on_a_mixture():
+def test_trains_and_evaluates_a_cell_on_a_mixture():
     arguments = [*TINY, "--generators", "2", "--spectral-norm", "no", "--losses", "softmax", "--gates", "triplet"]
     assert ablation.main(arguments) == 0
     record = json.loads(Path(f"out/cells/{NAMES[1]}.json").read_text())
@@ -93,26 +93,7 @@ def test_does_the_cells_then_nothing_and_shows_why_cells_are_impossible(done, ca
     assert Path("out/results.md").read_text() == text
 
 
-def test_goes_on_where_it_was_stopped(done, capsys, monkeypatch):
-    work = ablation.on_mixture(None, None)
-
-    def interrupt_second(name, config):
-        if done:
-            raise KeyboardInterrupt
-        return work(name, config)
-
-    with monkeypatch.context() as context:
-        context.setattr(ablation, "on_mixture", lambda options, console: interrupt_second)
-        assert ablation.main(FOUR) == 130
-    first = cell_files()
-    assert list(first) == NAMES[:1]
-    assert not Path("out/results.json").exists()
-    assert ablation.main(FOUR) == 0
-    assert done == NAMES
-    assert cell_files()[NAMES[0]] == first[NAMES[0]]
-
-
-def test_a_cell_done_with_other_settings_or_damaged_is_refused(done, capsys):
+def test_a_cell_done_with_other_settings_is_refused(done, capsys):
     assert ablation.main(FOUR) == 0
     before = cell_files()
     capsys.readouterr()
@@ -123,11 +104,13 @@ def test_a_cell_done_with_other_settings_or_damaged_is_refused(done, capsys):
     assert "k1-plain-softmax-triplet.json" in error
     assert cell_files() == before
 
-    for content in ("{", "[]", '{"settings": {}}', ""):
-        Path(f"out/cells/{NAMES[0]}.json").write_text(content)
-        assert ablation.main(FOUR) == 2
-        assert "is damaged" in one_line(capsys)
-    assert done == NAMES
+
+def test_one_cell_is_done_alone_when_it_is_named(done, capsys):
+    assert ablation.main([*FOUR, "--cells", NAMES[1]]) == 0
+    assert done == NAMES[1:]
+    assert "not done" in Path("out/results.md").read_text()
+    assert ablation.main([*FOUR, "--cells", "k2-softmax"]) == 2
+    assert f"Did you mean '{NAMES[1]}'?" in one_line(capsys)
 
 
 def test_a_grid_that_is_all_impossible_says_so(capsys):

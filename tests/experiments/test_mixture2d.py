@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from experiments import mixture2d, mixtures
+from experiments import mixture2d, mixtures, tables
 from psgjax.config import METHODS, Config, Network, Optimizer
 from psgjax.method import state as states
 from psgjax.method import step
@@ -87,7 +87,7 @@ class Stub:
 
 
 def test_figures_and_their_means_by_hand():
-    result, first = mixtures.judge(Stub(), None, mixtures.MIXTURES["ring"])
+    result, first = mixtures.evaluate(Stub(), None, mixtures.MIXTURES["ring"])
     assert first.shape == (2, 4, 2)
     kl = 0.75 * math.log(6) + 0.25 * math.log(2)
     assert [seed["modes"] for seed in result["per_seed"]] == [2, 0, None]
@@ -98,9 +98,9 @@ def test_figures_and_their_means_by_hand():
     assert result["modes"] == {"mean": 1.0, "std": pytest.approx(math.sqrt(2)), "seeds": 2}
     assert result["reverse_kl"] == {"mean": pytest.approx(kl, abs=1e-6), "std": None, "seeds": 1}
     shown = ["1.0 ± 1.4 (2 of 3 seeds)", "50.0 ± 70.7 (2 of 3 seeds)", f"{kl:.2f} (1 of 3 seeds)"]
-    assert mixtures.cells(result, 3) == shown
+    assert mixtures.figures(result, 3) == shown
     json.dumps(result, allow_nan=False)
-    assert mixtures.show({"mean": None, "std": None, "seeds": 0}, 3) == "–"
+    assert tables.show_mean({"mean": None, "std": None, "seeds": 0}, 3) == "–"
 
 
 def test_the_command_end_to_end(capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import stacked_mnist
+from experiments import stacked_digits, stacked_mnist
 from psgjax.data import dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation import fitting
@@ -38,20 +38,20 @@ def digits(monkeypatch):
 
 
 def test_stacked_images_hold_the_digits_that_their_mode_names(digits):
-    images, modes = stacked_mnist.stack(digits.images, digits.labels, 500, (0,))
+    images, modes = stacked_digits.stack(digits.images, digits.labels, 500, (0,))
     assert images.shape == (500, 8, 8, 3)
     assert images.dtype == np.uint8
     seen = images[:, 3, 4] // 10
     np.testing.assert_array_equal(seen @ [100, 10, 1], modes)
     assert len(set(modes.tolist())) > 300
-    again, other = (stacked_mnist.stack(digits.images, digits.labels, 500, (seed,))[1] for seed in (0, 1))
+    again, other = (stacked_digits.stack(digits.images, digits.labels, 500, (seed,))[1] for seed in (0, 1))
     np.testing.assert_array_equal(again, modes)
     assert not np.array_equal(other, modes)
 
 
 def test_each_channel_is_classified_alone(digits):
-    images, modes = stacked_mnist.stack(digits.images, digits.labels, 50, (0,))
-    predictions = stacked_mnist.predict(fitting.for_data(digits, print), images)
+    images, modes = stacked_digits.stack(digits.images, digits.labels, 50, (0,))
+    predictions = stacked_digits.predict(fitting.for_data(digits, print), images)
     np.testing.assert_array_equal(predictions @ [100, 10, 1], modes)
 
 
