@@ -11,7 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from psgjax import shell as shell
-from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer, named_method
+from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer, named_method, register_method
+from psgjax.networks.table import register as register_network
+from psgjax.parts import register_gate, register_loss, register_regulariser
+from psgjax.sources import register as register_source
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset as Dataset
@@ -47,6 +50,12 @@ __all__ = [
     "make_step",
     "methods",
     "named_method",
+    "register_gate",
+    "register_loss",
+    "register_method",
+    "register_network",
+    "register_regulariser",
+    "register_source",
     "train",
 ]
 

@@ -153,24 +153,86 @@ class Method:
 
 _UNGATED = Method(generators=1, scores="independent", gate="none")
 
+
+@dataclass(frozen=True)
+class Named:
+    """A method that has a name."""
+
+    method: Method
+    doc: str  # a line for people
+    paper: str = ""
+
+
 # The named methods: points on one grid (docs/method.md), and the peers whose formulations do not lie on it.
-METHODS: dict[str, Method] = {
-    "psg": Method(),
-    "sngan": dataclasses.replace(_UNGATED, spectral_norm=True),
-    "gan": _UNGATED,
-    "relativistic": dataclasses.replace(_UNGATED, scores="softmax"),
-    "stackelberg": dataclasses.replace(_UNGATED, generators=2),
-    "psg-sn": Method(spectral_norm=True),
-    "mad-gan": dataclasses.replace(_UNGATED, generators=2, loss="mad-gan"),
-    "mgan": dataclasses.replace(_UNGATED, generators=2, loss="mgan", latents="shared"),
-    "wgan-gp": dataclasses.replace(
-        _UNGATED,
-        loss="wasserstein",
-        regularisers=parts.LOSSES["wasserstein"].penalties,
-        update_order="alternating",
-        discriminator_steps=5,
+NAMED: dict[str, Named] = {
+    "psg": Named(
+        Method(),
+        "PSG-GAN: K = 2 generators in one softmax with the real image, each updated by its gate",
+        "Park, Doh and Yang",
+    ),
+    "sngan": Named(
+        dataclasses.replace(_UNGATED, spectral_norm=True),
+        "one generator, binary cross-entropy, spectral normalisation of D",
+        "Miyato et al. 2018",
+    ),
+    "gan": Named(_UNGATED, "one generator, binary cross-entropy", "Goodfellow et al. 2014"),
+    "relativistic": Named(
+        dataclasses.replace(_UNGATED, scores="softmax"),
+        "one generator in one softmax with the real image",
+        "Jolicoeur-Martineau 2018",
+    ),
+    "stackelberg": Named(
+        dataclasses.replace(_UNGATED, generators=2),
+        "two generators, binary cross-entropy, no gate",
+        "Zhang et al. 2018",
+    ),
+    "psg-sn": Named(Method(spectral_norm=True), "psg with spectral normalisation of D"),
+    "mad-gan": Named(
+        dataclasses.replace(_UNGATED, generators=2, loss="mad-gan"),
+        "two generators, D says which of them made an image",
+        "Ghosh et al. 2018",
+    ),
+    "mgan": Named(
+        dataclasses.replace(_UNGATED, generators=2, loss="mgan", latents="shared"),
+        "two generators that share latents, and a classifier of them",
+        "Hoang et al. 2018",
+    ),
+    "wgan-gp": Named(
+        dataclasses.replace(
+            _UNGATED,
+            loss="wasserstein",
+            regularisers=parts.LOSSES["wasserstein"].penalties,
+            update_order="alternating",
+            discriminator_steps=5,
+        ),
+        "one generator, Wasserstein loss with gradient penalty, five updates of D to one",
+        "Gulrajani et al. 2017",
     ),
 }
+METHODS: dict[str, Method] = {name: known.method for name, known in NAMED.items()}
+_OWN = frozenset(NAMED)
+
+
+def register_method(name: str, method: Method, doc: str = parts.MINE, paper: str = "") -> None:
+    """Give a method of your own a name, under which `train` and every command know it.
+
+    >>> import psgjax
+    >>> psgjax.register_method("psg-3", psgjax.Method(generators=3), "PSG-GAN with three generators")
+    >>> psgjax.methods()["psg-3"]
+    'PSG-GAN with three generators'
+
+    Args:
+        name: Any that is not one of the package's; your own is replaced.
+        method: What it is.
+        doc: A line for people.
+        paper: Its source.
+
+    Raises:
+        ConfigError: If the name is one of the package's, or no word.
+    """
+    schema.check_new("method", name, _OWN)
+    NAMED[name] = Named(method, doc, paper)
+    METHODS[name] = method
 
 
 def named_method(name: str) -> Method:

@@ -6,20 +6,20 @@ Nothing here imports jax: an entry names its function as "room.file:function", w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.schema import ConfigError
 
 if TYPE_CHECKING:
     from psgjax.config import Method
 
 Function = Callable[..., Any] | str
+MINE = "registered by you"
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,77 @@ def described(table: dict[str, Any]) -> str:
     return "; ".join(f"{name}, {part.doc}" for name, part in table.items())
 
 
-def _register(
-    kind: type[Part], name: str, function: Callable[..., Any], doc: str = "registered by you", **known: Any
-) -> None:
-    if name in _OWN:
-        raise ConfigError(f"{kind.__name__.lower()} {name} is one of psgjax's own; register yours under another name.")
-    schema.check(bool(name) and not set(name) & set(" ="), "name", name, "a word")
+def _register(kind: type[Part], name: str, function: Callable[..., Any], doc: str, known: dict[str, Any]) -> None:
+    what = kind.__name__.lower()
+    schema.check_new(what, name, _OWN)
+    schema.check(callable(function), f"the function of {what} {name}", function, f"a function; see {kind.__name__}")
+    for setting in known:
+        schema.known(f"setting of {what} {name}", setting, tuple(field.name for field in dataclasses.fields(kind)))
     _TABLES[kind][name] = kind(doc, function, **known)
 
 
-register_loss = partial(_register, Loss)
-register_gate = partial(_register, Gate)
-register_regulariser = partial(_register, Regulariser)
+def register_loss(name: str, function: Callable[..., Any], doc: str = MINE, **known: Any) -> None:
+    """Let `Method(loss=name)`, every command and saved runs know a loss of your own.
+
+    >>> import jax, psgjax
+    >>> def lsgan(outputs):
+    ...     fake, real = outputs[:-1, :, 0], outputs[-1, :, 0]
+    ...     return (real - 1) ** 2 + (fake**2).mean(0), (fake - 1) ** 2
+    >>> psgjax.register_loss("lsgan", lsgan, equilibrium=lambda k, minimax: (0.5, 0.25))
+    >>> psgjax.Method(loss="lsgan", scores="independent", gate="none").loss
+    'lsgan'
+
+    Args:
+        name: Any that is not one of the package's; your own is replaced.
+        function: Outputs [K + 1, B, O] to D's loss [B] and the generators' [K, B]; see `Loss`.
+        doc: A few words for people.
+        known: Other fields of `Loss`.
+
+    Raises:
+        ConfigError: If the name is one of the package's or no word, or `Loss` has no such field.
+    """
+    _register(Loss, name, function, doc, known)
+
+
+def register_gate(name: str, function: Callable[..., Any], doc: str = MINE, **known: Any) -> None:
+    """Let `Method(gate=name)`, every command and saved runs know a gate of your own.
+
+    >>> import jax, psgjax
+    >>> def coin(scores, key):  # any image of the tuple, whatever its score
+    ...     return jax.nn.one_hot(jax.random.randint(key, scores.shape[1:], 0, len(scores)), len(scores), axis=0)
+    >>> psgjax.register_gate("coin", coin)
+    >>> psgjax.Method(gate="coin").gate
+    'coin'
+
+    Args:
+        name: Any that is not one of the package's; your own is replaced.
+        function: Scores [K + 1, B] and a key to one-hot [K + 1, B]; see `Gate`.
+        doc: A few words for people.
+        known: Other fields of `Gate`.
+
+    Raises:
+        ConfigError: If the name is one of the package's or no word, or `Gate` has no such field.
+    """
+    _register(Gate, name, function, doc, known)
+
+
+def register_regulariser(name: str, function: Callable[..., Any], doc: str = MINE, **known: Any) -> None:
+    """Let `Method(regularisers=((name, weight),))`, every command and saved runs know a regulariser of your own.
+
+    >>> import psgjax
+    >>> def drift(score, real, fake, draw):  # Karras et al. 2018, appendix A.1
+    ...     return score(real) ** 2
+    >>> psgjax.register_regulariser("drift", drift)
+    >>> psgjax.Method(regularisers=(("drift", 0.001),)).regularisers
+    (('drift', 0.001),)
+
+    Args:
+        name: Any that is not one of the package's; your own is replaced.
+        function: A scoring function, images of both kinds and random numbers to values; see `Regulariser`.
+        doc: A few words for people.
+        known: Other fields of `Regulariser`.
+
+    Raises:
+        ConfigError: If the name is one of the package's or no word, or `Regulariser` has no such field.
+    """
+    _register(Regulariser, name, function, doc, known)

@@ -8,6 +8,7 @@ import json
 import re
 import reprlib
 import sys
+from collections.abc import Container
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -41,6 +42,17 @@ def known(kind: str, name: str, names: tuple[str, ...]) -> str:
     if name in names:
         return name
     raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. {_nearest(name, names)}")
+
+
+def check_new(kind: str, name: str, own: Container[str]) -> None:
+    """Refuse the name of a part that a user registers if it is one of the package's, or no word: it may name a file and an option.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    check(isinstance(name, str) and bool(re.fullmatch(r"\w[\w.+-]*", name)), f"the name of a {kind}", name, "a word")
+    if name in own:
+        raise ConfigError(f"{kind} {name} is one of psgjax's own; register yours under another name.")
 
 
 def _nearest(name: str, names: tuple[str, ...]) -> str:

@@ -85,6 +85,15 @@ def register(
 ) -> None:
     """Let `Data(source=name)`, the command line and saved runs know a source of your own.
 
+    >>> import numpy, psgjax
+    >>> def stripes(settings):
+    ...     images = numpy.zeros((100, 8, 8), numpy.uint8)
+    ...     images[::2, ::2] = 255
+    ...     return psgjax.Dataset.from_arrays(images)
+    >>> psgjax.register_source("stripes", stripes)
+    >>> psgjax.Data(source="stripes").source
+    'stripes'
+
     Args:
         name: Any that is not one of the package's; your own is replaced.
         loader: The settings to a `Dataset`, such as `Dataset.from_arrays` makes.
@@ -95,6 +104,5 @@ def register(
     Raises:
         ConfigError: If the name is one of the package's.
     """
-    if name in _OWN:
-        raise ConfigError(f"data.source {name} is one of psgjax's own; register yours under another name.")
+    schema.check_new("source", name, _OWN)
     SOURCES[name] = Source(doc, lambda config, tell, track: loader(config), reads, own=False)

@@ -21,9 +21,12 @@ import jax
 import numpy as np
 import pytest
 
+from psgjax import config, parts
 from psgjax.config import METHODS, Config, Data, Method, Network
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
+from psgjax.networks.table import NETWORKS
+from psgjax.sources import SOURCES
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
@@ -58,6 +61,17 @@ def _uncovered(request, monkeypatch):
     """Nor is coverage measured in the processes that a test with that mark starts."""
     if request.node.get_closest_marker("uncovered"):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_parts_alone():
+    """What a test registers is forgotten at its end."""
+    tables = [config.NAMED, config.METHODS, parts.LOSSES, parts.GATES, parts.REGULARISERS, NETWORKS, SOURCES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.schema import ConfigError
 
 if TYPE_CHECKING:
     from psgjax.config import Network
@@ -111,6 +110,21 @@ def registered(name: str) -> bool:
 def register(name: str, network: Builder | tuple[Any, Any], doc: str = "registered by you", **known: Any) -> None:
     """Let `Network(name)`, the command line and saved runs know a network of your own.
 
+    >>> from flax import linen as nn
+    >>> import psgjax
+    >>> class G(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, latents, train=True):
+    ...         return nn.tanh(nn.Dense(64)(latents)).reshape(-1, 8, 8, 1)
+    >>> class D(nn.Module):
+    ...     outputs: int = 1
+    ...     @nn.compact
+    ...     def __call__(self, images):
+    ...         return nn.Dense(self.outputs)(images.reshape(len(images), -1))
+    >>> psgjax.register_network("linear", (G(), D()))
+    >>> psgjax.Network("linear", latent_size=4).name
+    'linear'
+
     Args:
         name: Any that is not one of the package's; your own is replaced.
         network: A generator and a discriminator, Flax modules that keep the contract of `psgjax.networks`; or a function that
@@ -122,8 +136,7 @@ def register(name: str, network: Builder | tuple[Any, Any], doc: str = "register
     Raises:
         ConfigError: If the name is one of the package's.
     """
-    if not registered(name):
-        raise ConfigError(f"network.name {name} is one of psgjax's own; register yours under another name.")
+    schema.check_new("network", name, _OWN)
     NETWORKS[name] = Architecture(doc, network if callable(network) else _of_pair(*network), **known)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.config import METHODS, Config, ConfigError, Data, Method, named_method
+from psgjax.config import NAMED, Config, ConfigError, Data, Method, named_method
 from psgjax.data import dataset as datasets
 from psgjax.data.dataset import Dataset
 from psgjax.runs.run import Run, load
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 
-_ABOUT = {
-    "psg": "K = 2 generators in one softmax with the real image, each updated by its gate (PSG-GAN)",
-    "sngan": "one generator, binary cross-entropy, spectral normalisation of D (Miyato et al. 2018)",
-    "gan": "one generator, binary cross-entropy (Goodfellow et al. 2014)",
-    "relativistic": "one generator in one softmax with the real image (Jolicoeur-Martineau 2018)",
-    "stackelberg": "two generators, binary cross-entropy, no gate (Zhang et al. 2018)",
-    "psg-sn": "psg with spectral normalisation of D",
-    "mad-gan": "two generators, D says which of them made an image (Ghosh et al. 2018)",
-    "mgan": "two generators that share latents, and a classifier of them (Hoang et al. 2018)",
-    "wgan-gp": "one generator, Wasserstein loss with gradient penalty, five updates of D to one (Gulrajani et al. 2017)",
-}
-
 
 def methods() -> dict[str, str]:
     """What each method that `train` knows is, in a line with its source.
@@ -42,7 +30,7 @@ def methods() -> dict[str, str]:
     >>> methods()["relativistic"]
     'one generator in one softmax with the real image (Jolicoeur-Martineau 2018)'
     """
-    return {name: _ABOUT[name] for name in METHODS}
+    return {name: known.doc + (f" ({known.paper})" if known.paper else "") for name, known in NAMED.items()}
 
 
 def train(

@@ -11,8 +11,10 @@ from conftest import SHAPE, first_state, same, tiny
 from small_runs import PROGRAMS
 
 import psgjax
+from psgjax import config, parts, sources
 from psgjax.config import ConfigError, Network
 from psgjax.data import dataset
+from psgjax.networks import table
 from psgjax.runs import run
 from psgjax.training import public
 
@@ -41,9 +43,17 @@ def test_every_public_name_is_there_and_no_other():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         psgjax.trian  # noqa: B018
     assert list(psgjax.methods()) == list(psgjax.METHODS)
+    psgjax.register_method("mine", psgjax.Method(generators=3), "three generators", "ours")
+    assert psgjax.methods()["mine"] == "three generators (ours)"
+    with pytest.raises(ConfigError, match="method psg is one of psgjax's own"):
+        psgjax.register_method("psg", psgjax.Method())
+    with pytest.raises(ConfigError, match="unknown setting of loss mine 'gated'"):
+        psgjax.register_loss("mine", lambda outputs: outputs, gated=False)
 
 
-@pytest.mark.parametrize("module", [public, run, dataset], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [public, run, dataset, config, parts, table, sources], ids=lambda module: module.__name__
+)
 def test_the_examples_do_what_they_say(module):
     tried = doctest.testmod(module, extraglobs={"np": np})
     assert tried.attempted
