@@ -105,6 +105,10 @@ def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]
     Raises:
         ConfigError: If neither is.
     """
+    names = [name for name in ("psgjax", "flax") if name in options.contenders]
+    if not names:
+        given = " ".join(options.contenders)
+        raise ConfigError(f"--convolutions times those of psgjax and flax; --contenders {given} names neither.")
     case = Case(
         options.methods[0],
         options.width,
@@ -112,10 +116,6 @@ def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]
         precision=options.precision,
         network=options.network,
     )
-    names = [name for name in ("psgjax", "flax") if name in options.contenders]
-    if not names:
-        given = " ".join(options.contenders)
-        raise ConfigError(f"--convolutions times those of psgjax and flax; --contenders {given} names neither.")
     for owner, layer in machine.call("convolutions", case):
         for direction in _DIRECTIONS:
             for name in names:

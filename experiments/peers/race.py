@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CONTENDERS = {
     "psgjax": "experiments.peers.ours:Psgjax",
-    "flax": "experiments.peers.flax_plain:FlaxPlain",
+    "flax": "experiments.peers.plain:FlaxPlain",
     "torch": "experiments.peers.pytorch:PyTorch",
     "torch-compile": "experiments.peers.pytorch:compiled",
 }
