@@ -121,8 +121,8 @@ def activations(arguments: tuple[str, ...]) -> int:
     from experiments import mnist
     from psgjax.commands import train
     from psgjax.data import dataset as data
+    from psgjax.method.epochs import make_run
     from psgjax.method.state import abstract
-    from psgjax.method.step import make_run
 
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     preset = mnist.preset_of(options)

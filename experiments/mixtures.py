@@ -100,7 +100,7 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from psgjax.method import inference, step
+        from psgjax.method import epochs, inference, step
         from psgjax.method import state as states
 
         sampler = inference.make_sampler(config, SHAPE)
@@ -114,7 +114,7 @@ class Trainer:
         self._per_epoch = config.steps_per_epoch(points)
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
         self._init = jax.jit(jax.vmap(lambda key: states.init(config, SHAPE, key)), compiler_options=_ONCE)
-        self._run = step.make_run(config, points, SHAPE, replicas=True)
+        self._run = epochs.make_run(config, points, SHAPE, replicas=True)
         self._sample = jax.jit(jax.vmap(sample), compiler_options=_ONCE)
 
     def train(self, points: jax.Array, console: Console, title: str) -> TrainState:

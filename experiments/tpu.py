@@ -83,7 +83,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from psgjax.method import sharding, step
+    from psgjax.method import epochs, sharding
     from psgjax.method import state as states
 
     chips = [int(text) for text in re.findall(r"\d+", topology.partition(":")[2])]
@@ -104,7 +104,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     images = jax.ShapeDtypeStruct((rows, *_SHAPE), jnp.uint8, sharding=split)
     updates = jax.ShapeDtypeStruct((), jnp.int32)
-    program = step.make_run(config, _IMAGES, _SHAPE, replicas is not None, mesh)
+    program = epochs.make_run(config, _IMAGES, _SHAPE, replicas is not None, mesh)
     started = time.monotonic()
     compiled = program.trace(state, images, updates).lower(lowering_platforms=("tpu",)).compile()
     seconds = time.monotonic() - started

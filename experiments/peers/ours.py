@@ -16,8 +16,8 @@ from flax import linen as nn
 from experiments import peers
 from psgjax.config import Config, Network, named_method
 from psgjax.lowering import conv, filtering, heaps
+from psgjax.method import epochs, step
 from psgjax.method import state as states
-from psgjax.method import step
 from psgjax.networks.layers import Down, Pointwise, Up
 
 _MATMUL_SECONDS = 0.15
@@ -31,14 +31,14 @@ def configuration(case: peers.Case) -> Config:
 
 
 class Psgjax:
-    """The contender: `step.make_run`, mapped over replicas if there are several."""
+    """The contender: `epochs.make_run`, mapped over replicas if there are several."""
 
     chunk = 1
 
     def __init__(self, case: peers.Case) -> None:
         config = configuration(case)
         self.images = jnp.asarray(peers.images())
-        run = step.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
+        run = epochs.make_run(config, peers.TRAIN_IMAGES, peers.IMAGE_SHAPE, replicas=case.replicas > 1)
         if case.replicas == 1:
             self.state = jax.jit(lambda: states.init(config, peers.IMAGE_SHAPE))()
         else:

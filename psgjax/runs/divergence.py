@@ -28,8 +28,9 @@ from psgjax.environment import versions
 from psgjax.files import write_atomically
 from psgjax.leaves import arrays, digest, leaf_name
 from psgjax.method import objectives, spectral
+from psgjax.method.epochs import augmented, epoch_order, make_run
 from psgjax.method.state import TrainState, build, init
-from psgjax.method.step import augmented, draw_latents, epoch_order, make_run, make_step, pass_keys, scale
+from psgjax.method.step import draw_latents, make_step, pass_keys, scale
 from psgjax.shell import tell
 
 Tree = Any

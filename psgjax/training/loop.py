@@ -19,9 +19,9 @@ from psgjax.config import Config, ConfigError
 from psgjax.data.dataset import Dataset
 from psgjax.environment import device_name, seconds_per_operation
 from psgjax.lowering.heaps import SCRATCH, keep_heaps, limit_heaps, trim_heaps
+from psgjax.method.epochs import make_run
 from psgjax.method.sharding import agreed, gathered, place_images
 from psgjax.method.state import TrainState, abstract, make_init, placed
-from psgjax.method.step import make_run
 from psgjax.networks import build, stack
 from psgjax.runs import divergence
 from psgjax.runs.folder import RunFolder, opened, restore

@@ -16,8 +16,8 @@ from jax import export
 from psgjax.commands import sample
 from psgjax.config import Config, ConfigError, Network, Optimizer
 from psgjax.leaves import arrays, digest
+from psgjax.method import epochs
 from psgjax.method import state as states
-from psgjax.method import step
 from psgjax.method.inference import make_sampler
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.schema import to_json
@@ -158,7 +158,7 @@ def test_a_hash_sees_every_bit_of_every_leaf():
 
 def test_a_hash_does_not_depend_on_how_updates_are_cut(images):
     config = tiny("gan")
-    program = step.make_run(config, len(images), SHAPE)
+    program = epochs.make_run(config, len(images), SHAPE)
 
     def after(*counts):
         state = jax.tree.map(jnp.copy, first_state(config))

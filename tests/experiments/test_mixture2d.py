@@ -12,8 +12,8 @@ from rich.console import Console
 
 from experiments import mixture2d, mixtures, tables
 from psgjax.config import METHODS, Config, Network, Optimizer
+from psgjax.method import epochs
 from psgjax.method import state as states
-from psgjax.method import step
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -55,7 +55,7 @@ def test_a_seed_of_many_is_the_run_of_that_seed_alone():
     many, points = config("psg-sn", seed=5), mixtures.draw(mixtures.MIXTURES["ring"], 1000, jax.random.key(0))
     trained = mixtures.Trainer(many, seeds=2, points=1000, samples=200).train(points, QUIET, "psg-sn")
     one = dataclasses.replace(many, seed=6)
-    run, per_epoch = step.make_run(one, 1000, mixtures.SHAPE), one.steps_per_epoch(1000)
+    run, per_epoch = epochs.make_run(one, 1000, mixtures.SHAPE), one.steps_per_epoch(1000)
     state, _ = run(states.init(one, mixtures.SHAPE), points, jnp.int32(per_epoch))
     state, _ = run(state, points, jnp.int32(one.steps - per_epoch))
     assert trained.step.tolist() == [one.steps] * 2

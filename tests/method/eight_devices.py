@@ -19,9 +19,8 @@ from conftest import SHAPE, first_state, leaves, same, tiny
 
 from experiments import tpu
 from psgjax.config import METHODS, Data, Mesh, Network
-from psgjax.method import sharding
+from psgjax.method import epochs, sharding
 from psgjax.method import state as states
-from psgjax.method import step as stepping
 from psgjax.runs.checkpoint import Checkpoints
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
@@ -40,7 +39,7 @@ def seeds(config, count):
 
 @functools.cache
 def on_one_device(config):
-    return stepping.make_run(config, len(IMAGES), SHAPE)
+    return epochs.make_run(config, len(IMAGES), SHAPE)
 
 
 class OnMesh:
@@ -53,7 +52,7 @@ class OnMesh:
         self.images = sharding.place_images(IMAGES, self.mesh)
         members = seeds(config, sizes[0])
         self.first = jax.device_put(stacked(*members) if replicas else members[0], self.layout)
-        program = stepping.make_run(config, len(IMAGES), SHAPE, replicas, self.mesh)
+        program = epochs.make_run(config, len(IMAGES), SHAPE, replicas, self.mesh)
         self.traced = program.trace(self.first, self.images, jnp.int32(2))
         self.compiled = self.traced.lower().compile()
 

@@ -18,6 +18,7 @@ from psgjax.commands import replay
 from psgjax.config import Data, Optimizer
 from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier
+from psgjax.method import epochs
 from psgjax.method import state as states
 from psgjax.method import step as stepping
 from psgjax.runs import divergence
@@ -58,7 +59,7 @@ def diverged(images, tmp_path_factory):
 
 def test_it_stops_at_the_first_update_that_fails_and_keeps_the_one_before(diverged, images):
     config, folder, told = diverged
-    program, state = stepping.make_run(config, 32, SHAPE), first_state(config)
+    program, state = epochs.make_run(config, 32, SHAPE), first_state(config)
     while True:  # the same, one update a call
         before = jax.tree.map(jnp.copy, state)
         state, sums = program(state, jnp.asarray(images), jnp.int32(1))
@@ -155,7 +156,7 @@ def test_a_file_that_is_none_is_one_line_and_status_2(name, tmp_path, capsys):
 
 def test_gradient_norms_are_those_of_the_gradients(images):
     config = dataclasses.replace(tiny("stackelberg"), optimizer=Optimizer(beta1=0.9))
-    program = stepping.make_run(config, 32, SHAPE)
+    program = epochs.make_run(config, 32, SHAPE)
     state, _ = program(jax.tree.map(jnp.copy, first_state(config)), jnp.asarray(images), jnp.int32(3))
     batch = divergence.next_batch(config, state, jnp.asarray(images))
     norms = divergence.examine(config, state, batch)["gradient_norm"]
@@ -170,7 +171,7 @@ def test_gradient_norms_are_those_of_the_gradients(images):
 def test_flips_mirror_half_of_the_images_and_follow_from_seed_and_step(images):
     plain = tiny("gan", batch_size=16)
     config = dataclasses.replace(plain, data=Data(flip=True))
-    program, step = stepping.make_run(config, 32, SHAPE), jax.jit(stepping.make_step(config, SHAPE))
+    program, step = epochs.make_run(config, 32, SHAPE), jax.jit(stepping.make_step(config, SHAPE))
     state, mirrored = first_state(config), []
     for count in (1, 2):
         batch, before = (
@@ -202,7 +203,7 @@ def test_a_replica_that_fails_stops_alone_and_stays_as_it_is(images):
     states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(2)]
     bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), states[1].discriminator.params)
     bad = dataclasses.replace(states[1], discriminator=dataclasses.replace(states[1].discriminator, params=bad))
-    program, images = stepping.make_run(config, 32, SHAPE, replicas=True), jnp.asarray(images)
+    program, images = epochs.make_run(config, 32, SHAPE, replicas=True), jnp.asarray(images)
     ends = []
     for second in (states[1], bad):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), states[0], second)

@@ -11,12 +11,13 @@ from conftest import SHAPE, first_state, same, tiny
 from updates import batch_of, close, first_moments, one_step
 
 from psgjax.config import METHODS, Network
+from psgjax.method import epochs
 from psgjax.method import state as states
 from psgjax.method import step as stepping
 
 
 def run_of(config, images):
-    program = stepping.make_run(config, len(images), SHAPE)
+    program = epochs.make_run(config, len(images), SHAPE)
     return program, lambda state, count: program(jax.tree.map(jnp.copy, state), jnp.asarray(images), jnp.int32(count))
 
 
@@ -104,7 +105,7 @@ def test_training_statistics_agree_in_every_precision(precision, images):
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
         sums[name] = totals
     np.testing.assert_allclose(sums[precision], sums["float32"], rtol=0.03)
-    text = stepping.make_run(config, 32, SHAPE).lower(first_state(config), jnp.asarray(images), jnp.int32(1)).as_text()
+    text = epochs.make_run(config, 32, SHAPE).lower(first_state(config), jnp.asarray(images), jnp.int32(1)).as_text()
     assert ("bf16" in text) == (precision == "bfloat16")
 
 
