@@ -14,7 +14,7 @@ from psgjax.runs.metrics import read_lines
 from psgjax.training import loop, observer
 
 # The same program again is compiled once.
-MAKERS = (loop, "make_run"), (observer, "make_judge"), (observer, "make_grid")
+MAKERS = (loop, "make_run"), (observer, "make_accuracy"), (observer, "make_grid")
 PROGRAMS = [mock.patch.object(module, name, functools.cache(getattr(module, name))) for module, name in MAKERS]
 
 

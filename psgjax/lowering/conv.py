@@ -9,7 +9,7 @@ Three linear maps close under differentiation, and no others are needed:
 The gradient of each with respect to either argument is one of the other two, so derivatives of any order stay among them,
 and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU, where the gradients that reverse mode makes
 of a convolution inside a loop are some thirty times slower than outside it (jax issue 12868). There, each map is made of
-convolutions of the one kind that the backend runs well, and of matrix products, between arrays that are held in memory, with
+convolutions of the one kind that the backend runs well, and of matrix products, between arrays kept in memory, with
 fewer multiplications than written out (`filtering.py`). Elsewhere the native convolutions are used. `docs/performance.md` has
 the measurements.
 
@@ -58,7 +58,7 @@ def up(features: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     return _up(features, kernel, stride)
 
 
-def held(*arrays: jax.Array) -> Any:
+def barrier(*arrays: jax.Array) -> Any:
     """On a CPU, keep the arrays in memory: left alone, its compiler computes elementwise work anew in each operation that reads it.
 
     So with `compiler_options`; elsewhere, and without them, this does nothing. One array, or a tuple of several.
@@ -78,17 +78,17 @@ def _check(size: tuple[int, ...], channels: int, kernel: jax.Array, axis: int, s
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return held(_lowered("down", stride, kernel.shape[0])(images, kernel))
+    return barrier(_lowered("down", stride, kernel.shape[0])(images, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _up(features: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return held(_lowered("up", stride, kernel.shape[0])(features, kernel))
+    return barrier(_lowered("up", stride, kernel.shape[0])(features, kernel))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _correlate(images: jax.Array, features: jax.Array, stride: int, size: int) -> jax.Array:
-    return held(_lowered("correlate", stride, size)(images, features))
+    return barrier(_lowered("correlate", stride, size)(images, features))
 
 
 def _down_forward(images: jax.Array, kernel: jax.Array, stride: int) -> tuple:
@@ -136,7 +136,7 @@ def _lowered(name: str, stride: int, size: int) -> _Map:
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
         # One by one, as the other maps of the same arrays do: the compiler then merges what all make of one, across the passes.
         # Not kernels: what is made of one is then made once for all pieces of a batch.
-        a, b = held(a), held(b) if name == "correlate" else b
+        a, b = barrier(a), barrier(b) if name == "correlate" else b
         return lax.platform_dependent(a, b, cpu=cpu, default=native)
 
     @apply.def_vmap
@@ -283,7 +283,7 @@ def _blocks(kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def compiler_options(platform: str | None = None, *, seldom: bool = False) -> dict[str, Any]:
-    """Options of `jax.jit` for programs with convolutions, on a CPU: XLA's own ones, and arrays held where they are asked to be.
+    """Options of `jax.jit` for programs with convolutions, on a CPU: XLA's own ones, and optimization barriers respected.
 
     YNNPACK's convolutions, the default, take half as long again; barriers are dropped by default before operations are fused. Empty
     elsewhere, and without what jaxlib does not know. The platform is the default one where none is given. For a program that runs

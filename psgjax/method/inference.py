@@ -1,4 +1,4 @@
-"""A state applied and not changed: samples drawn from it, and its discriminator's judgement of held-out images."""
+"""A state applied and not changed: samples drawn from it, and its discriminator's accuracy on held-out images."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def make_grid(config: Config, image_shape: tuple[int, int, int]) -> Callable[[Tr
     return grid
 
 
-def make_artist(
+def make_batch_sampler(
     config: Config, image_shape: tuple[int, int, int]
 ) -> Callable[[TrainState, jax.Array, int], list[jax.Array]]:
     """`draw(state, key, count) -> batches`: `count` images of each generator, uint8 [K, <= 500, H, W, C] each, in evaluation mode.
@@ -118,10 +118,10 @@ def make_artist(
     return draw
 
 
-def make_judge(
+def make_accuracy(
     config: Config, image_shape: tuple[int, int, int]
 ) -> Callable[[TrainState, jax.Array], objectives.Metrics]:
-    """`judge(state, images [B, H, W, C])`: D's accuracies and calibrated losses on held-out real images against fresh samples.
+    """`accuracy(state, images [B, H, W, C])`: D's accuracies and calibrated losses on held-out real images against fresh samples.
 
     The generators are those that D was trained against, never their averages, in evaluation mode; the spectral vectors as they
     stand.
@@ -130,7 +130,7 @@ def make_judge(
     generate = make_generate(config, image_shape)
 
     @partial(jax.jit, compiler_options=conv.compiler_options(seldom=True))
-    def judge(state: TrainState, images: jax.Array) -> objectives.Metrics:
+    def accuracy(state: TrainState, images: jax.Array) -> objectives.Metrics:
         key, d = jax.random.fold_in(state.key, Stream.JUDGE), state.discriminator
         params = spectral.normalise(d.params, d.spectral_vectors, 0)[0]
 
@@ -146,7 +146,7 @@ def make_judge(
         accuracies = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
         return {**accuracies, **objectives.calibrated(config.method, outputs)}
 
-    return judge
+    return accuracy
 
 
 def _cut(x: jax.Array) -> jax.Array:

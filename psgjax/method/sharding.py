@@ -1,9 +1,9 @@
-"""One update spread over many devices: the mesh, what each device holds, and the few sums and exchanges between them.
+"""One update spread over many devices: the mesh, what each device holds, and the few collectives between them.
 
 A mesh has three axes. `replica` spreads independent runs, `generator` the K generators, `data` the batch and the data set. Every
-device of a replica keeps the whole discriminator. It draws images from its own generators for its share of the batch, scores these
-and its part of the real images, and shares the scores, which are small: the objectives then see them whole, on every device. Random
-numbers are drawn whole as well, and cut, so that a run is the same run on any mesh.
+device of a replica keeps the discriminator, replicated. It draws images from its own generators for its share of the batch, scores
+these and its part of the real images, and all-gathers the scores, which are small: the objectives then see all of them, on every
+device. Random numbers are drawn for the whole batch as well, and cut, so that a run is the same run on any mesh.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SILENT_SECONDS = 30  # after so long without a sign of life a process counts as
 
 @dataclass(frozen=True)
 class Shards:
-    """How many devices share the K generators and the batch of B, and the exchanges between them; on one device, none.
+    """How many devices share the K generators and the batch of B, and the collectives between them; on one device, none.
 
     A device holds k = K / generator generators and b = B / data images of each batch.
     """
@@ -217,9 +217,9 @@ def place_images(images: np.ndarray, mesh: jax.sharding.Mesh | None = None) -> j
 
 
 def gathered(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
-    """A tree of arrays on a mesh, whole, on one device of this process. Nothing is waited for; all processes must call it."""
-    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+    """A tree of arrays on a mesh, replicated, on one device of this process. Nothing is waited for; all processes must call it."""
+    replicated = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)
 
 
 @contextmanager

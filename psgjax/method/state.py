@@ -166,8 +166,8 @@ def layout(mesh: jax.sharding.Mesh, replicas: bool = False) -> Any:
     several processes too. With `replicas`, of states with a leading axis of replicas.
     """
     lead = ("replica",) if replicas else ()
-    whole, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (lead, (*lead, "generator")))
-    return TrainState(step=whole, key=whole, generators=own, discriminator=whole, metrics=whole)  # type: ignore[arg-type]
+    replicated, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (lead, (*lead, "generator")))
+    return TrainState(step=replicated, key=replicated, generators=own, discriminator=replicated, metrics=replicated)  # type: ignore[arg-type]
 
 
 @jax.jit
@@ -176,22 +176,22 @@ def copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def numbers(state: TrainState) -> TrainState:
-    """A state with its key as numbers, uint32 [..., 2]: plain arrays alone, which any process can save and any mesh take."""
+def with_key_data(state: TrainState) -> TrainState:
+    """A state with its key as key data, uint32 [..., 2]: plain arrays alone, which any process can save and any mesh take."""
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
-def from_numbers(state: TrainState) -> TrainState:
-    """The reverse of `numbers`."""
+def with_typed_key(state: TrainState) -> TrainState:
+    """The reverse of `with_key_data`."""
     return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
 
 
 def placed(state: TrainState, mesh: jax.sharding.Mesh, replicas: bool = False) -> TrainState:
     """A state put on a mesh as `layout` says; with several processes the first one's, whatever the others give."""
-    arrays = jax.tree.map(np.asarray, numbers(state))
+    arrays = jax.tree.map(np.asarray, with_key_data(state))
     if jax.process_count() > 1:
         arrays = multihost_utils.broadcast_one_to_all(arrays)
-    return jax.jit(from_numbers, out_shardings=layout(mesh, replicas))(arrays)
+    return jax.jit(with_typed_key, out_shardings=layout(mesh, replicas))(arrays)
 
 
 def abstract(
@@ -200,7 +200,7 @@ def abstract(
     mesh: jax.sharding.Mesh | None = None,
     replicas: int | None = None,
 ) -> TrainState:
-    """A state without its numbers: shapes and dtypes, where it lives on a mesh, and with a leading axis of so many replicas."""
+    """A state without its numbers: shapes and dtypes, where it lives on a mesh, and with a leading axis of replicas, if given."""
     state = jax.eval_shape(lambda: init(config, image_shape))
     if replicas is not None:
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), state)

@@ -61,7 +61,7 @@ class ConvGenerator(nn.Module):
             x = activate(Dense(features, use_bias=False, kernel_init=NORMAL, dtype=self.dtype)(x))
         (height, width), colours = self.start, self.image_shape[2]
         x = Dense(height * width * self.channels[0], use_bias=False, kernel_init=NORMAL, dtype=self.dtype)(x)
-        x = activate(conv.held(x.reshape(-1, height, width, self.channels[0])))
+        x = activate(conv.barrier(x.reshape(-1, height, width, self.channels[0])))
         for features in self.channels[1:]:
             x = activate(Up(features, dtype=self.dtype)(x))
         last = (
@@ -104,7 +104,7 @@ class ConvDiscriminator(nn.Module):
         def connect(x: jax.Array, i: int) -> jax.Array:
             features = (*self.hidden, self.outputs)[i]
             dense = Dense(features, kernel_init=NORMAL, dtype=self.dtype, name=f"Dense_{i}")
-            x = dense(conv.held(x).reshape(len(x), -1))
+            x = dense(conv.barrier(x).reshape(len(x), -1))
             return nn.leaky_relu(x, self.slope) if i < len(self.hidden) else x.astype(jnp.float32)
 
         for i in range(self.depth) if stage is None else (stage,):

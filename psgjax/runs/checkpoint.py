@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from psgjax.config import ConfigError
 from psgjax.files import write_atomically
 from psgjax.leaves import leaf_name
-from psgjax.method.state import TrainState, copied, from_numbers, numbers
+from psgjax.method.state import TrainState, copied, with_key_data, with_typed_key
 
 Progress = dict[str, Any]
 
@@ -119,7 +119,7 @@ class Checkpoints(AbstractContextManager):
 
     def _write(self, step: int, state: TrainState, progress: Progress) -> None:
         # On the host: of several processes the first saves alone, and what is saved fits any mesh.
-        arrays = jax.tree.map(np.asarray, numbers(state))
+        arrays = jax.tree.map(np.asarray, with_key_data(state))
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), progress=ocp.args.JsonSave(progress))
         try:
             if not self._folder.is_dir():
@@ -209,7 +209,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, Progress]:
             f"the checkpoint of step {path.name} in {path.parent} is damaged: {fault}. Where an earlier one is kept, the training "
             "command goes on from that."
         )
-    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(numbers, like))
+    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(with_key_data, like))
     as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
     items = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(arrays, restore_args=as_arrays), progress=ocp.args.JsonRestore()
@@ -219,7 +219,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, Progress]:
         restored = orbax.restore(folder / path.name, args=items)
     first = jax.local_devices()[0]
     state = jax.tree.map(
-        lambda leaf, like: jax.device_put(leaf, like.sharding or first), from_numbers(restored.state), like
+        lambda leaf, like: jax.device_put(leaf, like.sharding or first), with_typed_key(restored.state), like
     )
     return state, restored.progress
 

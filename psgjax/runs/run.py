@@ -14,7 +14,7 @@ import numpy as np
 from psgjax import schema
 from psgjax.config import Config, ConfigError
 from psgjax.data.dataset import Dataset
-from psgjax.method.inference import make_artist
+from psgjax.method.inference import make_batch_sampler
 from psgjax.method.state import TrainState
 from psgjax.runs import saved
 from psgjax.runs.metrics import read_lines
@@ -121,7 +121,7 @@ class Run:
 
     @cached_property
     def _artist(self) -> Any:
-        return make_artist(self.config, self.image_shape)
+        return make_batch_sampler(self.config, self.image_shape)
 
 
 def load(folder: str | Path, checkpoint: str | int = "last") -> Run:

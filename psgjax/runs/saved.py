@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from psgjax.config import Config, ConfigError
-from psgjax.method.inference import make_artist
+from psgjax.method.inference import make_batch_sampler
 from psgjax.method.state import TrainState, init
 from psgjax.runs.checkpoint import read
 from psgjax.runs.identity import read_config
@@ -80,4 +80,4 @@ def _image_shape(path: Path) -> tuple[int, int, int]:
 def sample(config: Config, state: TrainState, image_shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
     """`count` images of each generator, uint8 [K, count, H, W, C]; the same for the same seed, whatever the count."""
     check_seed(seed)
-    return np.concatenate(make_artist(config, image_shape)(state, jax.random.key(seed), count), axis=1)
+    return np.concatenate(make_batch_sampler(config, image_shape)(state, jax.random.key(seed), count), axis=1)

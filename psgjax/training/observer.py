@@ -19,7 +19,7 @@ from psgjax.data.dataset import Dataset
 from psgjax.data.pictures import image_grid, write_png
 from psgjax.evaluation.fitting import for_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
-from psgjax.method.inference import make_artist, make_grid, make_judge
+from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
 from psgjax.runs.folder import RunFolder
 from psgjax.shell import tell
@@ -54,9 +54,9 @@ class Observer:
         self.config, self.data, self.per_epoch, self.worker = config, data, per_epoch, worker
         image_shape = data.images.shape[1:]
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
-        self.judge = make_judge(config, image_shape)
+        self.judge = make_accuracy(config, image_shape)
         self.grid = make_grid(config, image_shape)
-        self.artist = make_artist(config, image_shape)
+        self.sampler = make_batch_sampler(config, image_shape)
         self.real: Future[Reference] | None = None
 
     def prepare(self, console: Console) -> None:
@@ -106,7 +106,7 @@ class Observer:
         """Ask the device for samples and score them beside its next call; the function returned waits, and keeps the best state."""
         assert self.real is not None
         count = self.config.evaluation_samples // self.config.method.generators
-        batches = self.artist(state, jax.random.key(0), count)
+        batches = self.sampler(state, jax.random.key(0), count)
         kept = copied(state)
         awaited = self.real
 

@@ -21,7 +21,7 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     config, images = tiny(name), np.random.default_rng(1).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
     state = first_state(config)
     monkeypatch.setattr(inference, "_BLOCK", 12)  # 30 images in blocks of 10, 7 in one
-    judged = inference.make_judge(config, SHAPE)(state, images)
+    judged = inference.make_accuracy(config, SHAPE)(state, images)
 
     key = jax.random.fold_in(state.key, states.Stream.JUDGE)
     fakes = jax.jit(inference.make_sampler(config, SHAPE))(state, stepping.draw_latents(config, key, count))
@@ -39,9 +39,9 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
 def test_images_drawn_in_blocks_are_those_drawn_at_once(monkeypatch):
     config = tiny("psg")
     state, key = first_state(config), jax.random.key(3)
-    (drawn,) = inference.make_artist(config, SHAPE)(state, key, 70)
+    (drawn,) = inference.make_batch_sampler(config, SHAPE)(state, key, 70)
     monkeypatch.setattr(inference, "_BLOCK", inference._BATCH)
-    (at_once,) = inference.make_artist(config, SHAPE)(state, key, 70)
+    (at_once,) = inference.make_batch_sampler(config, SHAPE)(state, key, 70)
     assert drawn.shape == (2, 70, *SHAPE)
     assert drawn.min() < drawn.max()
     np.testing.assert_array_equal(drawn, at_once)
@@ -81,8 +81,8 @@ def test_averages_are_sampled_whatever_the_statistics_in_training_and_judged_nev
     with_average = dataclasses.replace(
         state, generators=dataclasses.replace(trained.generators, average=state.generators.average)
     )
-    draw, judge = inference.make_artist(config, SHAPE), inference.make_judge(config, SHAPE)
+    draw, judge = inference.make_batch_sampler(config, SHAPE), inference.make_accuracy(config, SHAPE)
     assert same(draw(state, key, 5), draw(with_average, key, 5))
-    assert not same(draw(state, key, 5), inference.make_artist(plain, SHAPE)(state, key, 5))
-    assert same(judge(trained, images), inference.make_judge(plain, SHAPE)(trained, images))
+    assert not same(draw(state, key, 5), inference.make_batch_sampler(plain, SHAPE)(state, key, 5))
+    assert same(judge(trained, images), inference.make_accuracy(plain, SHAPE)(trained, images))
     assert same(judge(trained, images), judge(with_average, images))

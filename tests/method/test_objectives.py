@@ -40,28 +40,28 @@ BRANCHES = [
 @pytest.mark.parametrize(("odds", "discriminator", "generators"), BRANCHES)
 def test_each_branch_of_algorithm_1(odds, discriminator, generators):
     count = len(odds) - 1
-    d_slopes, g_slopes, d_any, g_any, metrics = evaluate(Method(generators=count), outputs_of(odds), KEY)
-    np.testing.assert_allclose(d_slopes[:, 0, 0] * sum(odds), discriminator, atol=1e-5)
-    np.testing.assert_allclose(g_slopes[:, 0, 0] * sum(odds), generators, atol=1e-5)
+    d_cotangents, g_cotangents, d_any, g_any, metrics = evaluate(Method(generators=count), outputs_of(odds), KEY)
+    np.testing.assert_allclose(d_cotangents[:, 0, 0] * sum(odds), discriminator, atol=1e-5)
+    np.testing.assert_allclose(g_cotangents[:, 0, 0] * sum(odds), generators, atol=1e-5)
     chosen = int(np.argmax(odds))
     right = chosen == count
     assert bool(d_any) is not right
     assert [bool(x) for x in g_any] == [right or i != chosen for i in range(count)]
     if not right:  # the spared generator gets exactly nothing
-        assert float(g_slopes[chosen, 0, 0]) == 0.0
+        assert float(g_cotangents[chosen, 0, 0]) == 0.0
     else:  # and so does a D that was right
-        assert not np.any(d_slopes)
+        assert not np.any(d_cotangents)
     np.testing.assert_array_equal(metrics["branches"], np.eye(count + 1)[chosen])
     np.testing.assert_array_equal(metrics["updates"]["discriminator"], not right)
 
 
 def test_a_batch_mixes_the_branches_triplet_by_triplet():
     odds = [(5, 2, 1), (1, 2, 5), (2, 5, 1)]
-    d_slopes, g_slopes, *_ = evaluate(Method(), outputs_of(*odds), KEY)
+    d_cotangents, g_cotangents, *_ = evaluate(Method(), outputs_of(*odds), KEY)
     for i, one in enumerate(odds):
         d_alone, g_alone, *_ = evaluate(Method(), outputs_of(one), KEY)
-        np.testing.assert_allclose(3 * d_slopes[:, i], d_alone[:, 0], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(3 * g_slopes[:, i], g_alone[:, 0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(3 * d_cotangents[:, i], d_alone[:, 0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(3 * g_cotangents[:, i], g_alone[:, 0], rtol=1e-5, atol=1e-7)
 
 
 def test_metrics_are_ungated_next_to_gated():
@@ -106,13 +106,15 @@ def test_mgan_adds_its_classifier_to_both_sides():
     method = dataclasses.replace(METHODS["mgan"], diversity_weight=0.5)
     outputs = jnp.asarray(np.log([[[1, 3, 1]], [[1, 1, 1]], [[1, 5, 1]]]), jnp.float32)
     np.testing.assert_allclose(losses.mgan_classifier(outputs)[:, 0], np.log([4 / 3, 2]), rtol=1e-6)
-    d_slopes, g_slopes, _, _, metrics = evaluate(method, outputs, KEY)
+    d_cotangents, g_cotangents, _, _, metrics = evaluate(method, outputs, KEY)
     np.testing.assert_allclose(metrics["classifier_loss"], np.log(8 / 3) / 2, rtol=1e-6)
     np.testing.assert_allclose(
-        g_slopes[0, 0], [-0.5, -0.5 / 4, 0.5 / 4], rtol=1e-5
+        g_cotangents[0, 0], [-0.5, -0.5 / 4, 0.5 / 4], rtol=1e-5
     )  # sigmoid(0) - 1; softmax - onehot, halved
-    np.testing.assert_allclose(d_slopes[0, 0], [0.25, -0.5 / 8, 0.5 / 8], rtol=1e-5)  # shared between two generators
-    np.testing.assert_allclose(d_slopes[2, 0], [-0.5, 0, 0], atol=1e-6)  # the real image has no class
+    np.testing.assert_allclose(
+        d_cotangents[0, 0], [0.25, -0.5 / 8, 0.5 / 8], rtol=1e-5
+    )  # shared between two generators
+    np.testing.assert_allclose(d_cotangents[2, 0], [-0.5, 0, 0], atol=1e-6)  # the real image has no class
 
 
 def test_one_generator_by_softmax_is_the_relativistic_pairing():
@@ -137,10 +139,10 @@ def test_slopes_are_the_derivatives_of_each_ones_own_objective(name):
             extra = losses.mgan_classifier(outputs) if method.loss == "mgan" else jnp.zeros_like(g_loss)
             return (d_loss + extra.mean(0)).mean() if side is None else (g_loss + extra)[side].mean()
 
-        d_slopes, g_slopes, *_ = evaluate(method, outputs, KEY)
-        np.testing.assert_allclose(d_slopes, jax.grad(objective)(outputs, None), atol=1e-12)
+        d_cotangents, g_cotangents, *_ = evaluate(method, outputs, KEY)
+        np.testing.assert_allclose(d_cotangents, jax.grad(objective)(outputs, None), atol=1e-12)
         for i in range(method.generators):
-            np.testing.assert_allclose(g_slopes[i], jax.grad(objective)(outputs, i)[i], atol=1e-12)
+            np.testing.assert_allclose(g_cotangents[i], jax.grad(objective)(outputs, i)[i], atol=1e-12)
         check_grads(lambda x: objective(x, None), (outputs,), order=1, modes=["rev"])
 
 

@@ -35,20 +35,20 @@ def case(request):
 
 @pytest.mark.parametrize("cached", [2**30, 4000, 1], ids=["whole", "two pieces and one", "four pieces"])
 def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
-    discriminator, params, (fakes, real), (d_fake, d_real, g_slopes) = case
+    discriminator, params, (fakes, real), (d_fake, d_real, g_cotangents) = case
     monkeypatch.setattr(passes, "_CACHED", cached)
 
     @jax.jit
     def update(params, fakes, real):
         *outputs, pull = passes.score_vjp(discriminator, params, fakes, real)
-        return outputs, pull(d_fake, d_real, g_slopes)
+        return outputs, pull(d_fake, d_real, g_cotangents)
 
     outputs, (by_params, by_images) = update(params, fakes, real)
     expected, pull = jax.vjp(lambda params: [whole(discriminator, params, images) for images in (fakes, real)], params)
     _, pull_images = jax.vjp(partial(whole, discriminator, params), fakes)
     chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_close(by_params, pull([d_fake, d_real])[0], rtol=1e-4, atol=1e-6)
-    chex.assert_trees_all_close(by_images, pull_images(g_slopes)[0], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(by_images, pull_images(g_cotangents)[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_every_network_trains_on_28x28(name):
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     latents = jax.ShapeDtypeStruct((2, 7, 5), jnp.float32)
     assert jax.eval_shape(inference.make_sampler(config, SHAPE), state, latents).shape == (2, 7, *SHAPE)
-    judged = jax.eval_shape(inference.make_judge(config, SHAPE), state, jax.ShapeDtypeStruct((9, *SHAPE), jnp.uint8))
+    judged = jax.eval_shape(inference.make_accuracy(config, SHAPE), state, jax.ShapeDtypeStruct((9, *SHAPE), jnp.uint8))
     assert judged["accuracy"].shape == ()
 
 
