@@ -1,6 +1,6 @@
 """Generators and discriminators in Flax (linen), by name; K generators are one stacked tree.
 
-The contract, which `tests/test_networks.py` checks for every network of the table (`table.py`):
+The contract, which `tests/networks/` checks for every network of the table (`table.py`):
 
 * A generator maps latents [B, latent_size] to images [B, H, W, C], of which [-1, 1] is the range of pixels; it takes `train`,
   and keeps statistics in the collection `batch_stats` or none.

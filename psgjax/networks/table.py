@@ -8,12 +8,11 @@ of the contract read this table.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from psgjax import schema
+from psgjax import parts, schema
 
 if TYPE_CHECKING:
     from psgjax.config import Network
@@ -29,9 +28,7 @@ class Architecture:
     """What is known of a network."""
 
     doc: str  # a few words, for --help
-    builder: (
-        Builder | str
-    )  # the function, or "module:function" in this package's `networks`; arguments: see `networks.build`
+    builder: Builder | str  # the function, or "room.file:function"; its arguments are those of `networks.build`
     paper: str = ""
     fits: Callable[[int, int], str | None] = lambda height, width: None  # None, or the sizes that it takes
     side: int = 0  # images smaller than this get a black border, and the network works on that size
@@ -39,11 +36,7 @@ class Architecture:
 
     def build(self, network: Network, image_shape: Shape, outputs: int, dtype: Any, axis_name: str | None) -> Pair:
         """The modules, by the function that the entry names."""
-        builder = self.builder
-        if isinstance(builder, str):
-            file, function = builder.split(":")
-            builder = getattr(importlib.import_module(f"psgjax.networks.{file}"), function)
-        return builder(network, image_shape, outputs, dtype, axis_name)
+        return parts.resolved(self.builder)(network, image_shape, outputs, dtype, axis_name)
 
 
 def _fours(most: int = 0) -> Callable[[int, int], str | None]:
@@ -63,31 +56,31 @@ def _at_most(most: int) -> Callable[[int, int], str | None]:
 NETWORKS: dict[str, Architecture] = {
     "dcgan": Architecture(
         "the reference: sides that are multiples of 4 up to 64, with more levels for 32 and 64 than for 28",
-        "dcgan:dcgan",
+        "networks.dcgan:dcgan",
         "Radford et al. 2016",
         _fours(64),
     ),
     "sngan32": Architecture(
-        "images padded to 32x32", "dcgan:sngan32", "Miyato et al. 2018, Table 3", _at_most(32), side=32
+        "images padded to 32x32", "networks.dcgan:sngan32", "Miyato et al. 2018, Table 3", _at_most(32), side=32
     ),
     "infogan28": Architecture(
-        "dcgan's two levels with a dense layer of 1,024", "dcgan:infogan28", "Chen et al. 2016", _fours()
+        "dcgan's two levels with a dense layer of 1,024", "networks.dcgan:infogan28", "Chen et al. 2016", _fours()
     ),
     "resnet": Architecture(
         "residual blocks without any normalisation, for the sizes of dcgan",
-        "resnet:resnet",
+        "networks.resnet:resnet",
         "Huang et al. 2024",
         _fours(64),
         blocks=True,
     ),
     "snresnet32": Architecture(
         "SNGAN's residual blocks, images padded to 32x32",
-        "snresnet:snresnet32",
+        "networks.snresnet:snresnet32",
         "Miyato et al. 2018, Table 4",
         _at_most(32),
         side=32,
     ),
-    "mlp": Architecture("points in the plane", "mlp:mlp", "Srivastava et al. 2017"),
+    "mlp": Architecture("points in the plane", "networks.mlp:mlp", "Srivastava et al. 2017"),
 }
 ALIASES = {"dcgan28": "dcgan"}  # names of earlier versions, which their runs hold
 _OWN = frozenset(NETWORKS) | frozenset(ALIASES)
