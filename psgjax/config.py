@@ -152,6 +152,8 @@ class Method:
 
 
 _UNGATED = Method(generators=1, scores="independent", gate="none")
+# gamma = 1 of Mescheder et al. 2018 and of R3GAN: gamma / 2 E |grad D|^2 at the real and at the generated images.
+_R1R2 = (("r1", 1.0), ("r2", 1.0))
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,26 @@ NAMED: dict[str, Named] = {
         ),
         "one generator, Wasserstein loss with gradient penalty, five updates of D to one",
         "Gulrajani et al. 2017",
+    ),
+    "choice": Named(
+        Method(gate="none", regularisers=_R1R2),
+        "K = 2 generators in one softmax with the real image, no gate, R1 and R2 in every update; r3gan for any K",
+    ),
+    "r3gan": Named(
+        Method(generators=1, gate="none", regularisers=_R1R2),
+        "relativistic with R1 and R2 in every update: the loss of R3GAN",
+        "Huang et al. 2024",
+    ),
+    "psg-ungated": Named(Method(gate="none"), "psg without its gate: every side learns from every tuple"),
+    "psg-r1r2": Named(Method(regularisers=_R1R2), "psg with R1 and R2 in every update, whatever its gate says"),
+    "gan-r1r2": Named(
+        dataclasses.replace(_UNGATED, regularisers=_R1R2), "gan with R1 and R2", "Mescheder et al. 2018"
+    ),
+    "stackelberg-r1r2": Named(
+        dataclasses.replace(_UNGATED, generators=2, regularisers=_R1R2), "stackelberg with R1 and R2"
+    ),
+    "mgan-r1r2": Named(
+        dataclasses.replace(_UNGATED, generators=2, loss="mgan", regularisers=_R1R2), "mgan with R1 and R2"
     ),
 }
 METHODS: dict[str, Method] = {name: known.method for name, known in NAMED.items()}

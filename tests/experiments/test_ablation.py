@@ -60,6 +60,7 @@ def test_the_whole_grid_has_36_cells_and_names_the_known_methods():
         "sngan": "k1-sn-cross-entropy-none",
         "stackelberg": "k2-plain-cross-entropy-none",
         "psg": "k2-plain-softmax-triplet",
+        "psg-ungated": "k2-plain-softmax-none",
         "psg-sn": "k2-sn-softmax-triplet",
     }
 

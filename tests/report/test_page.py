@@ -101,7 +101,7 @@ def test_drawn_again_it_is_the_same(finished):
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
-def test_all_nine_methods_fit(tmp_path):
+def test_every_method_fits(tmp_path):
     for name in METHODS:
         leave_run(tmp_path, name, snapshots=(0,))
     page.write(tmp_path)
