@@ -221,9 +221,7 @@ NAMED: dict[str, Named] = {
     ),
     "psg-ungated": Named(Method(gate="none"), "psg without its gate: every side learns from every tuple"),
     "psg-r1r2": Named(Method(regularisers=_R1R2), "psg with R1 and R2 in every update, whatever its gate says"),
-    "gan-r1r2": Named(
-        dataclasses.replace(_UNGATED, regularisers=_R1R2), "gan with R1 and R2", "Mescheder et al. 2018"
-    ),
+    "gan-r1r2": Named(dataclasses.replace(_UNGATED, regularisers=_R1R2), "gan with R1 and R2", "Mescheder et al. 2018"),
     "stackelberg-r1r2": Named(
         dataclasses.replace(_UNGATED, generators=2, regularisers=_R1R2), "stackelberg with R1 and R2"
     ),
@@ -306,12 +304,21 @@ class Optimizer:
     ] = None
     beta1: Annotated[float, Doc("Adam's decay of the first moment.")] = 0.5
     beta2: Annotated[float, Doc("Adam's decay of the second moment.")] = 0.999
+    beta2_end: Annotated[float | None, Doc("What beta2 becomes over early_share, by a cosine.")] = None
     schedule: Annotated[
-        Literal["constant", "linear"], Doc("The step size stays, or falls linearly to zero at the last step.")
+        Literal["constant", "linear", "cosine"], Doc("The step size stays, or falls linearly or by a cosine.")
     ] = "constant"
+    schedule_end: Annotated[float, Doc("Share of the step size that is left when it has fallen.")] = 0.0
+    schedule_share: Annotated[float, Doc("Share of the run over which it falls.")] = 1.0
+    penalty_end: Annotated[
+        float, Doc("What the regularisers' weights are multiplied by in the end; over early_share, by a cosine.")
+    ] = 1.0
+    early_share: Annotated[float, Doc("Share of the run over which beta2 and penalties change.")] = 0.2
     average_decay: Annotated[
         float, Doc("Decay of the exponential moving average of the generators that is sampled; 0 keeps none.")
     ] = 0.0
+    average_half_life: Annotated[float, Doc("In place of that decay, the average's half-life in real images.")] = 0.0
+    average_warmup: Annotated[float, Doc("Share of the run over which that half-life grows from 0, by a cosine.")] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse step sizes and decays with which Adam cannot run."""
@@ -324,13 +331,43 @@ class Optimizer:
                 value,
                 "a finite number above 0",
             )
-        for name in ("beta1", "beta2", "average_decay"):
+        for name in ("beta1", "beta2", "beta2_end", "average_decay"):
+            value = getattr(self, name)
             schema.check(
-                0 <= getattr(self, name) < 1,
-                f"optimizer.{name}",
-                getattr(self, name),
-                "a number from 0 up to, not including, 1",
+                value is None or 0 <= value < 1, f"optimizer.{name}", value, "a number from 0 up to, not including, 1"
             )
+        for name in ("schedule_share", "early_share"):
+            value = getattr(self, name)
+            schema.check(0 < value <= 1, f"optimizer.{name}", value, "a share above 0, 1 at most")
+        for name in ("schedule_end", "average_warmup"):
+            value = getattr(self, name)
+            schema.check(0 <= value <= 1, f"optimizer.{name}", value, "a share from 0 to 1")
+        for name in ("penalty_end", "average_half_life"):
+            value = getattr(self, name)
+            schema.check(math.isfinite(value) and value >= 0, f"optimizer.{name}", value, "a finite number, 0 or more")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse settings of which one would do nothing."""
+        if self.average_decay and self.average_half_life:
+            raise ConfigError(
+                f"optimizer.average_decay {self.average_decay} and optimizer.average_half_life {self.average_half_life} are two "
+                "ways to set one average; give one of them."
+            )
+        if self.average_warmup and not self.average_half_life:
+            raise ConfigError(
+                f"optimizer.average_warmup {self.average_warmup} without optimizer.average_half_life: nothing warms up; give both."
+            )
+        if self.schedule == "constant" and (self.schedule_end, self.schedule_share) != (0.0, 1.0):
+            raise ConfigError(
+                "optimizer.schedule_end and schedule_share say how the step size falls, and with optimizer.schedule constant it "
+                "does not; use --optimizer.schedule linear or cosine."
+            )
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the generators is kept, which is then what is sampled."""
+        return bool(self.average_decay or self.average_half_life)
 
 
 @dataclass(frozen=True)

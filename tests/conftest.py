@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from psgjax import config, parts
-from psgjax.config import METHODS, Config, Data, Method, Network
+from psgjax.config import METHODS, Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
@@ -39,6 +39,18 @@ gc.set_threshold(100_000, 20, 20)  # the other half is tracing, a tenth of which
 pytest.register_assert_rewrite("sources")  # its assertions tell what differs, as those of tests do
 
 SHAPE = (8, 8, 1)
+SCHEDULES = Optimizer(  # all of them at once
+    schedule="cosine",
+    schedule_end=0.25,
+    schedule_share=0.5,
+    beta1=0.0,
+    beta2=0.9,
+    beta2_end=0.99,
+    penalty_end=0.1,
+    early_share=0.5,
+    average_half_life=16.0,
+    average_warmup=0.5,
+)
 
 
 def tiny(name: str = "psg", **changes) -> Config:

@@ -58,7 +58,7 @@ NAMES = [
     (Method, {"gate": "tripplet"}, "unknown method.gate 'tripplet'; .*Did you mean 'triplet'"),
     (Method, {"gate": None}, "method.gate is None; it must be of type str"),
     (Network, {"name": "resnett"}, "unknown network.name 'resnett'; known are dcgan, .*Did you mean 'resnet'"),
-    (Optimizer, {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of constant, linear"),
+    (Optimizer, {"schedule": "x"}, "optimizer.schedule is 'x'; it must be one of constant, linear, cosine"),
     (Data, {"source": "Folder"}, "unknown data.source 'Folder'; .*Did you mean 'folder'"),
     (
         Config,

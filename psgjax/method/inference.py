@@ -45,7 +45,7 @@ def make_variables(config: Config, image_shape: tuple[int, int, int]) -> Callabl
         return jax.tree.map(lambda zero, one: zero / (1 - (one - zero)), from_zero, from_one)
 
     def variables(state: TrainState) -> Tree:
-        if not config.optimizer.average_decay:
+        if not config.optimizer.averages:
             return _live(state)
         params, batches = state.generators.average.ema, -(-_CALIBRATED // config.batch_size)
         latents = draw_latents(config, jax.random.fold_in(state.key, Stream.STATISTICS), batches * config.batch_size)

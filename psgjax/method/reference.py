@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from psgjax import parts
 from psgjax.config import Config, Method
-from psgjax.method import objectives, spectral
+from psgjax.method import objectives, schedules, spectral
 from psgjax.method.state import Discriminator, Generators, TrainState, averaged, optimizers, scheduled
 from psgjax.method.step import draw_latents, pass_keys, scale
 
@@ -97,7 +97,7 @@ class Plain:
 
     def apply(self, side: int, old: Any, grads: Tree, now: jax.Array, **new: Tree) -> Any:
         """One side, the generators' (0) or D's (1), after Adam's update."""
-        updates, opt_state = optimizers(self.config)[side].update(grads, old.opt_state, old.params)
+        updates, opt_state = optimizers(self.config, now)[side].update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, scheduled(self.config, updates, now))
         return dataclasses.replace(old, params=params, opt_state=opt_state, **new)
 
@@ -112,7 +112,8 @@ class Plain:
             for name, weight in method.regularisers:  # in every update, whatever D chose
                 score = lambda images: objectives.read_scores(method, self.judge(params, images))  # noqa: E731
                 draw = lambda sampler, *shape: sampler(keys[1], (*fakes.shape[:2], *shape))  # noqa: E731
-                loss = loss + weight * parts.REGULARISERS[name](score, real, fakes, draw).mean()
+                value = parts.REGULARISERS[name](score, real, fakes, draw).mean()
+                loss = loss + schedules.penalty(self.config, now) * weight * value
                 learns = jnp.array(True)
             return loss, (vectors, learns)
 
@@ -139,7 +140,7 @@ class Plain:
 
         def one(g: Generators, batch_stats: Tree, grads: Tree, learns: jax.Array) -> Generators:
             new = self.apply(0, g, grads, now, batch_stats=batch_stats)
-            return _where(learns, dataclasses.replace(new, average=averaged(config, g.average, new.params)), g)
+            return _where(learns, dataclasses.replace(new, average=averaged(config, g.average, new.params, now)), g)
 
         return jax.vmap(one)(g, batch_stats, grads, learn), losses
 

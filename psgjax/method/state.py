@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,7 +20,7 @@ from jax.tree_util import register_dataclass
 from psgjax import networks
 from psgjax.config import Config, ConfigError
 from psgjax.lowering import conv
-from psgjax.method import objectives, spectral
+from psgjax.method import objectives, schedules, spectral
 
 Tree = Any
 
@@ -65,36 +64,34 @@ class Stream(IntEnum):
     INIT, STEPS, EPOCHS, JUDGE, GRID, SAMPLES, STATISTICS, FLIPS = range(8)
 
 
-def optimizers(config: Config) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the generators and for D, at the step sizes of the first update (`scheduled`)."""
+def optimizers(
+    config: Config, step: schedules.Step = 0
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam for the generators and for D as it is at a step of the run, but for the step sizes: these are the first (`scheduled`).
+
+    With a schedule, its bias correction is that of a constant beta2 of the present value, as in PyTorch.
+    """
     settings = config.optimizer
     rates = settings.learning_rate, settings.discriminator_learning_rate or settings.learning_rate
-    g_optimizer, d_optimizer = (optax.adam(rate, b1=settings.beta1, b2=settings.beta2) for rate in rates)
+    b2: Any = schedules.beta2(config, step)
+    g_optimizer, d_optimizer = (optax.adam(rate, b1=settings.beta1, b2=b2) for rate in rates)
     return g_optimizer, d_optimizer
 
 
-def scheduled(config: Config, updates: Tree, step: jax.Array) -> Tree:
-    """An optimiser's updates at the step size that the schedule has for the run's step, which a gate does not hold up.
-
-    An optimiser's own count would stand still where it gives no update. Between steps, `step` is no whole number.
-    """
+def scheduled(config: Config, updates: Tree, step: schedules.Step) -> Tree:
+    """An optimiser's updates at the step size that the schedule has for the run's step."""
     if config.optimizer.schedule == "constant":
         return updates
-    left = 1 - step / config.steps
+    left = schedules.step_size(config, step)
     return jax.tree.map(lambda update: left * update, updates)
 
 
-def averaged(config: Config, average: Tree, params: Tree) -> Tree:
-    """The average with a generator's new parameters in it, if one is kept.
-
-    An exponential moving average without bias (Kingma and Ba 2015, section 3): the weights of all parameters since the first
-    update add up to one, and those of the initialisation have none.
-    """
-    decay = config.optimizer.average_decay
-    if not decay:
+def averaged(config: Config, average: Tree, params: Tree, step: schedules.Step) -> Tree:
+    """The average with a generator's new parameters in it, if one is kept."""
+    if not config.optimizer.averages:
         return average
     count = average.count + 1
-    weight = (1 - decay) / -jnp.expm1(count * math.log(decay))
+    weight = schedules.average_weight(config, count, step)
     return optax.EmaState(count, optax.incremental_update(params, average.ema, weight))
 
 
@@ -149,7 +146,7 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
 
 def _no_average(config: Config, params: Tree) -> Tree:
     """Of K generators, before any update: the parameters that there are; an empty tree where none is kept."""
-    if not config.optimizer.average_decay:
+    if not config.optimizer.averages:
         return {}
     return optax.EmaState(jnp.zeros(config.method.generators, jnp.int32), jax.tree.map(jnp.copy, params))
 

@@ -19,7 +19,7 @@ import optax
 
 from psgjax import networks
 from psgjax.config import Config
-from psgjax.method import objectives, regularisers, spectral
+from psgjax.method import objectives, regularisers, schedules, spectral
 from psgjax.method.passes import ImagesVjp, generate_vjp, score_vjp
 from psgjax.method.sharding import Shards
 from psgjax.method.state import (
@@ -45,8 +45,6 @@ class Update:
     config: Config
     generator: networks.Generator
     discriminator: networks.Discriminator
-    g_optimizer: optax.GradientTransformation
-    d_optimizer: optax.GradientTransformation
     shards: Shards
     platform: str | None
 
@@ -75,7 +73,7 @@ def make_step(
     """
     shards = shards or Shards()
     modules = build(config, image_shape, "data" if shards.data > 1 else None)
-    update = Update(config, *modules, *optimizers(config), shards, platform)
+    update = Update(config, *modules, shards, platform)
     order = {"simultaneous": simultaneous, "alternating": alternating}[config.method.update_order]
 
     def step(state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
@@ -96,7 +94,7 @@ def simultaneous(update: Update, state: TrainState, images: jax.Array) -> tuple[
     found = objectives.evaluate(method, shards.gather(*outputs), batch.key)
     d_cotangents, g_cotangents, d_any, g_any, metrics = found
     d_grads, image_cotangents = outputs_vjp(*shards.split(d_cotangents), shards.own(g_cotangents))
-    d_grads, penalties = regularised(update, params, batch, d_grads)
+    d_grads, penalties = regularised(update, params, batch, d_grads, state.step)
     (d_grads,) = norm_vjp(d_grads)
     g_grads = batch.vjp(image_cotangents)
     d, penalties = update_discriminator(update, d, vectors, d_grads, penalties, d_any, state.step)
@@ -116,9 +114,9 @@ def alternating(update: Update, state: TrainState, images: jax.Array) -> tuple[T
         outputs, outputs_vjp = jax.vjp(lambda params: score_tuples(update, params, batch.fakes, real_part), params)
         cotangents, _, any_selected, _, metrics = objectives.evaluate(method, shards.gather(*outputs), batch.key)
         (grads,) = outputs_vjp(shards.split(cotangents))
-        grads, penalties = regularised(update, params, batch, grads)
-        (grads,) = norm_vjp(grads)
         now = state.step + index / method.discriminator_steps
+        grads, penalties = regularised(update, params, batch, grads, now)
+        (grads,) = norm_vjp(grads)
         d, penalties = update_discriminator(update, d, vectors, grads, penalties, any_selected, now)
         return d, {**metrics, **penalties}
 
@@ -188,7 +186,9 @@ def score_tuples(update: Update, params: Tree, fakes: jax.Array, real: jax.Array
     return outputs[: -len(real)].reshape(*fakes.shape[:2], -1), outputs[None, -len(real) :]
 
 
-def regularised(update: Update, params: Tree, batch: Batch, grads: Tree) -> tuple[Tree, objectives.Metrics]:
+def regularised(
+    update: Update, params: Tree, batch: Batch, grads: Tree, now: jax.Array
+) -> tuple[Tree, objectives.Metrics]:
     """D's gradients with those of the regularisers added, and these' values: this device's parts of their sums."""
     method = update.config.method
     if not method.regularisers:
@@ -201,6 +201,9 @@ def regularised(update: Update, params: Tree, batch: Batch, grads: Tree) -> tupl
         return regularisers.penalties(method, update.shards, one_score, batch.real, batch.fakes, batch.key)
 
     more, values = jax.grad(total, has_aux=True)(params)
+    if update.config.optimizer.penalty_end != 1:
+        weight = schedules.penalty(update.config, now)
+        more, values = jax.tree.map(lambda leaf: weight * leaf, (more, values))
     return jax.tree.map(jnp.add, grads, more), {"regularisers": values}
 
 
@@ -216,7 +219,8 @@ def update_discriminator(
     """D after an update, and the penalties; left alone where the gate selected no tuple and there are no penalties."""
     method = update.config.method
     grads, penalties = update.shards.sum((grads, penalties), "generator", "data")
-    updates, opt_state = update.d_optimizer.update(grads, old.opt_state, old.params)
+    _, optimizer = optimizers(update.config, now)
+    updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
     params = optax.apply_updates(old.params, scheduled(update.config, updates, now))
     new = Discriminator(params, opt_state, vectors)
     always = method.gate == "none" or method.regularisers
@@ -228,11 +232,12 @@ def update_generators(
 ) -> Generators:
     """The generators after an update; one for which the gate selected no tuple is left alone."""
     config = update.config
+    optimizer, _ = optimizers(config, now)
 
     def one(old: Generators, batch_stats: Tree, grads: Tree, any_selected: jax.Array) -> Generators:
-        updates, opt_state = update.g_optimizer.update(grads, old.opt_state, old.params)
+        updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, scheduled(config, updates, now))
-        new = Generators(params, batch_stats, opt_state, averaged(config, old.average, params))
+        new = Generators(params, batch_stats, opt_state, averaged(config, old.average, params, now))
         return new if config.method.gate == "none" else _where(any_selected, new, old)
 
     own_selected = update.shards.part(any_selected, 0, "generator")

@@ -123,7 +123,7 @@ def _real_wins(method, outputs):
 def test_under_spectral_normalisation_the_gradient_is_the_normalised_ds(images):
     config = tiny("sngan", network=IMAGE, regularisers=(("r1", 2.0),))
     state, _, metrics = one_step(config, images)
-    update = stepping.Update(config, *states.build(config, SHAPE), *states.optimizers(config), stepping.Shards(), None)
+    update = stepping.Update(config, *states.build(config, SHAPE), stepping.Shards(), None)
     params, _, _ = stepping.normalised(update, state.discriminator)
     real = stepping.scale(jnp.asarray(images[:4]))
     grads = [jax.grad(lambda x: stepping.score(update, params, x[None])[0, 0])(x) for x in real]
