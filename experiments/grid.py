@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from psgjax.config import (
     Optimizer,
     OptimizerOverrides,
 )
+from psgjax.schema import Listed
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset
@@ -71,11 +73,14 @@ class Options(mixtures.Protocol):
     )
     losses: Annotated[
         tuple[str, ...],
-        Doc(
-            f"D's losses: softmax is the choice among the tuple, all others ({', '.join(parts.LOSSES)}) score each image alone."
+        Listed(
+            "D's losses: softmax is the choice among the tuple, all others ({}) score each image alone.",
+            partial(", ".join, parts.LOSSES),
         ),
     ] = ("cross-entropy", "softmax", "hinge")
-    gates: Annotated[tuple[str, ...], Doc(f"Where Algorithm 1 decides: {parts.described(parts.GATES)}.")] = (
+    gates: Annotated[
+        tuple[str, ...], Listed("Where Algorithm 1 decides: {}.", partial(parts.described, parts.GATES))
+    ] = (
         "none",
         "triplet",
     )
@@ -142,9 +147,9 @@ def configure(options: Options) -> list[Point]:
     points = []
     of_losses = losses()
     for name in options.losses:
-        schema.known("--losses", name, tuple(of_losses))
+        schema.known_part("--losses", name, of_losses)
     for name in options.gates:
-        schema.known("--gates", name, tuple(parts.GATES))
+        schema.known_part("--gates", name, parts.GATES)
     axes = itertools.product(options.generators, options.spectral_norm, options.losses, options.gates)
     for generators, spectral_norm, loss, gate in dict.fromkeys(axes):
         name = f"k{generators}-{'sn' if spectral_norm == 'yes' else 'plain'}-{loss}-{gate}"

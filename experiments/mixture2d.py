@@ -21,6 +21,7 @@ import io
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ from psgjax import config as configuration
 from psgjax import schema
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation.modes import HIGH_QUALITY_DEVIATIONS
+from psgjax.schema import Listed
 from psgjax.shell import tell
 
 NOTE = (
@@ -50,7 +52,7 @@ NOTE = (
 class Options(Protocol):
     """Train each method on each mixture, for many seeds at once, and compare what they cover."""
 
-    methods: Annotated[tuple[str, ...], Doc("Methods, of " + ", ".join(configuration.METHODS) + ".")] = (
+    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, configuration.METHODS))] = (
         "gan",
         "sngan",
         "psg",

@@ -33,7 +33,7 @@ PRESETS = {
 class Options(train.Options):
     """Train GANs with several generators and write one report. An option shown as None takes the preset's or the method's value."""
 
-    methods: Annotated[tuple[str, ...], Doc(train.METHODS)] = ("psg", "sngan")
+    methods: Annotated[tuple[str, ...], train.METHODS] = ("psg", "sngan")
     preset: Annotated[
         Literal["quick", "paper"],
         Doc(

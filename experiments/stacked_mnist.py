@@ -43,6 +43,7 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
+from psgjax.schema import Listed
 from psgjax.shell import Stop, one_line, tell, warn
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ PRESETS = {
 class Options:
     """Train each method on Stacked MNIST and count its modes. An option shown as None takes the preset's or the method's value."""
 
-    methods: Annotated[tuple[str, ...], Doc("Methods, of " + ", ".join(configuration.METHODS) + ".")] = (
+    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, configuration.METHODS))] = (
         "gan",
         "sngan",
         "psg",

@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,7 @@ import tyro
 from typing_extensions import Doc
 
 from psgjax.config import METHODS, Config, ConfigError, Mesh, named_method
+from psgjax.schema import Listed
 from psgjax.shell import check_output, run_command
 
 _IMAGES, _SHAPE = 60_000, (28, 28, 1)  # MNIST's
@@ -47,7 +49,10 @@ class Options:
     """Compile ahead of time for TPU topologies."""
 
     topology: Annotated[tuple[str, ...], Doc("TPU topologies, as libtpu names them.")] = ("v5e:2x2", "v5e:4x4")
-    methods: Annotated[tuple[str, ...], Doc("Methods to compile: " + ", ".join(METHODS) + ".")] = ("psg", "sngan")
+    methods: Annotated[tuple[str, ...], Listed("Methods to compile: {}.", partial(", ".join, METHODS))] = (
+        "psg",
+        "sngan",
+    )
     precisions: Annotated[tuple[Literal["float32", "bfloat16"], ...], Doc("Of the layers' arithmetic.")] = (
         "float32",
         "bfloat16",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-from psgjax import __version__
+from psgjax import __version__, own
+from psgjax.schema import ConfigError
+from psgjax.shell import one_line
 
 COMMANDS = {
     "train": "Train one method, or several to compare, on any images, and write one report.",
@@ -19,14 +21,21 @@ COMMANDS = {
 def usage() -> str:
     """What `psgjax --help` prints."""
     lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["usage: psgjax COMMAND [OPTIONS]", "", *lines, "", "`psgjax COMMAND --help` explains every option."]
-    )
+    hints = [
+        "`psgjax COMMAND --help` explains every option. With --parts FILE, or PSGJAX_PARTS=FILE, every command knows the losses,",
+        "regularisers, networks, sources and methods that your Python file registers (docs/extend.md).",
+    ]
+    return "\n".join(["usage: psgjax COMMAND [OPTIONS]", "", *lines, "", *hints])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the first argument names; status 2 for one that there is not."""
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        given = own.take_option(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(one_line(f"error: {error}"), file=sys.stderr)
+        return 2
+    name, *rest = given or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from typing_extensions import Doc
 from psgjax import parts, schema, sources
 from psgjax.networks import table
 from psgjax.schema import ConfigError as ConfigError
+from psgjax.schema import Listed
 
 RangeName = Literal["0..1", "-1..1", "0..255", "0..65535"]
 
@@ -34,8 +36,8 @@ class Method:
             "How D's scores are read: a softmax over the tuple chooses the real image, or each image is judged on its own."
         ),
     ] = "softmax"
-    loss: Annotated[str, Doc(f"D's loss: {parts.described(parts.LOSSES)}.")] = "cross-entropy"
-    gate: Annotated[str, Doc(f"Where Algorithm 1 decides: {parts.described(parts.GATES)}.")] = "triplet"
+    loss: Annotated[str, Listed("D's loss: {}.", partial(parts.described, parts.LOSSES))] = "cross-entropy"
+    gate: Annotated[str, Listed("Where Algorithm 1 decides: {}.", partial(parts.described, parts.GATES))] = "triplet"
     mask_average: Annotated[
         Literal["batch", "selected"],
         Doc("A gated loss is averaged over the whole batch, or over the selected triplets alone."),
@@ -67,7 +69,10 @@ class Method:
     warmup_iterations: Annotated[int, Doc("Power iterations at initialisation, before the first update.")] = 0
     regularisers: Annotated[
         tuple[tuple[str, float], ...],
-        Doc(f"Penalties on D, each with its weight, such as r1 10 r2 10: {parts.described(parts.REGULARISERS)}."),
+        Listed(
+            "Penalties on D, each with its weight, such as r1 10 r2 10: {}.",
+            partial(parts.described, parts.REGULARISERS),
+        ),
     ] = ()
     diversity_weight: Annotated[
         float, Doc("MGAN's beta: weight of the classification loss of generators and D (mgan loss only).")
@@ -108,10 +113,10 @@ class Method:
 
     def _check_parts(self) -> None:
         """Refuse names that are in no table, and what the tables say does not go together."""
-        schema.known("method.loss", self.loss, tuple(parts.LOSSES))
-        schema.known("method.gate", self.gate, tuple(parts.GATES))
+        schema.known_part("method.loss", self.loss, parts.LOSSES)
+        schema.known_part("method.gate", self.gate, parts.GATES)
         for name, weight in self.regularisers:
-            schema.known("method.regularisers", name, tuple(parts.REGULARISERS))
+            schema.known_part("method.regularisers", name, parts.REGULARISERS)
             schema.check(
                 math.isfinite(weight) and weight >= 0,
                 f"method.regularisers {name}",
@@ -261,16 +266,14 @@ def named_method(name: str) -> Method:
     Raises:
         ConfigError: If there is none; the message gives the nearest name.
     """
-    return METHODS[schema.known("method", name, tuple(METHODS))]
+    return METHODS[schema.known_part("method", name, METHODS)]
 
 
 @dataclass(frozen=True)
 class Network:
     """Which generator and discriminator are trained, and how large they are (`networks/`)."""
 
-    name: Annotated[
-        str, Doc("Layers: " + "; ".join(f"{name}, {known.doc}" for name, known in table.NETWORKS.items()) + ".")
-    ] = "dcgan"
+    name: Annotated[str, Listed("Layers: {}.", partial(parts.described, table.NETWORKS))] = "dcgan"
     width: Annotated[
         int, Doc("Channels of the layer next to the image (mlp: of every hidden layer); deeper layers have multiples.")
     ] = 64
@@ -374,9 +377,7 @@ class Optimizer:
 class Data:
     """Where the images come from, and what is made of them (`sources.py`)."""
 
-    source: Annotated[
-        str, Doc("Where from: " + "; ".join(f"{name}, {known.doc}" for name, known in sources.SOURCES.items()) + ".")
-    ] = "auto"
+    source: Annotated[str, Listed("Where from: {}.", partial(parts.described, sources.SOURCES))] = "auto"
     dir: Annotated[
         Path | None,
         Doc("The folder, or with array the file; with tfds: a folder of files already downloaded (manual_dir)."),
@@ -417,7 +418,7 @@ class Data:
     def __post_init__(self) -> None:
         """Refuse counts and shares that cannot be."""
         schema.check_types(self, "data.")
-        schema.known("data.source", self.source, tuple(sources.SOURCES))
+        schema.known_part("data.source", self.source, sources.SOURCES)
         for name in ("train_images", "size"):
             schema.check(
                 getattr(self, name) >= 0,

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import psgjax
+from psgjax import own
 from psgjax.kept import cache_folder
 from psgjax.schema import ConfigError
 
@@ -89,6 +90,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join([*program, *sys.argv[1:]]),
         "commit": _commit(Path(psgjax.__file__).parent),
         "versions": versions(),
+        **({"parts": own.recorded()} if own.recorded() else {}),
         "device": device_name(),
         "processor": _processor(),
         "cores": cores(),
@@ -99,10 +101,19 @@ def provenance() -> dict[str, Any]:
 
 def other_bits(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What to say of a run that goes on elsewhere, from its env.json and `provenance`: its last bits will differ; or None."""
-    last = [before, *before.get("resumed", [])][-1].get("device")
-    if last in (None, now["device"]):
-        return None
-    return f"so far this run was on {last}, from here on it is on {now['device']}: the last bits of its numbers depend on that"
+    last, said = [before, *before.get("resumed", [])][-1], []
+    for name, digest in now.get("parts", {}).items():
+        if last.get("parts", {}).get(name, digest) != digest:
+            said.append(
+                f"{name} has changed since this run was last trained: from here on its parts are those of the new file"
+            )
+    device = last.get("device", now["device"])
+    if device != now["device"]:
+        said.append(
+            f"so far this run was on {device}, from here on it is on {now['device']}: the last bits of its numbers depend "
+            "on that"
+        )
+    return "; ".join(said) or None
 
 
 def _commit(package: Path) -> str | None:

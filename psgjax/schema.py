@@ -8,14 +8,43 @@ import json
 import re
 import reprlib
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from typing_extensions import Doc
+
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
+
+
+class MissingPart(ConfigError):
+    """A name that is in no table of parts; a user's own may have it where the file that registers it is named."""
+
+    advice = "One of your own is known once the file that registers it is named: --parts FILE, or PSGJAX_PARTS=FILE."
+
+    def __init__(self, kind: str, name: str, error: ConfigError) -> None:
+        super().__init__(f"{error} {self.advice}")
+        self.what = f"{kind} {_short.repr(name)}"
+
+
+class Listed(Doc):
+    """A sentence of explanation with `{}` in place of what a table holds when it is read: a user may have registered more."""
+
+    def __init__(self, text: str, listed: Callable[[], str]) -> None:
+        self._text, self._listed = text, listed
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def documentation(self) -> str:  # type: ignore[override]
+        """The sentence now."""
+        return self._text.format(self._listed())
 
 
 _short = reprlib.Repr()  # what a file holds is quoted in a message, which stays one short line
@@ -42,6 +71,18 @@ def known(kind: str, name: str, names: tuple[str, ...]) -> str:
     if name in names:
         return name
     raise ConfigError(f"unknown {kind} {_short.repr(name)}; known are {', '.join(names)}. {_nearest(name, names)}")
+
+
+def known_part(kind: str, name: str, table: Mapping[str, object]) -> str:
+    """The name, if it is one of the table's.
+
+    Raises:
+        MissingPart: If it is not; the message has the nearest, and how one's own are known.
+    """
+    try:
+        return known(kind, name, tuple(table))
+    except ConfigError as error:
+        raise MissingPart(kind, name, error) from None
 
 
 def check_new(kind: str, name: str, own: Container[str]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from psgjax import own
 from psgjax.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def run_command(
 ) -> int:
     """The exit status of a command (see above); whatever ends it says so in one line on standard error.
 
+    A user's own parts (`own.py`) are there before the command line is parsed.
+
     Args:
         work: Parses the command line and does what it says; returns its status, None for 0.
         interrupted: What to say of the work after Ctrl-C.
@@ -61,6 +64,7 @@ def run_command(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with _steady("stderr"), _steady("stdout") as output:
         try:
+            own.load()
             status = work() or 0
         except BaseException as error:
             known = explain(error, interrupted, reduce)

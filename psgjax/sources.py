@@ -65,7 +65,7 @@ def find(config: Data) -> Source:
     Raises:
         ConfigError: If there is none of that name, or it would ignore a setting that is given.
     """
-    source = SOURCES[schema.known("data.source", config.source, tuple(SOURCES))]
+    source = SOURCES[schema.known_part("data.source", config.source, SOURCES)]
     for field in dataclasses.fields(config):
         if field.name in (*_ANY, *source.reads) or getattr(config, field.name) == field.default:
             continue

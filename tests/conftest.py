@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from psgjax import config, parts
+from psgjax import config, own, parts
 from psgjax.config import METHODS, Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
@@ -76,8 +76,9 @@ def _uncovered(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _own_parts_alone():
+def _own_parts_alone(monkeypatch):
     """What a test registers is forgotten at its end."""
+    monkeypatch.setattr(own, "_loaded", {})
     tables = [config.NAMED, config.METHODS, parts.LOSSES, parts.GATES, parts.REGULARISERS, NETWORKS, SOURCES]
     before = [dict(table) for table in tables]
     yield

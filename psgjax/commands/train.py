@@ -14,6 +14,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -34,6 +35,7 @@ from psgjax.config import (
     NetworkOverrides,
     Optimizer,
 )
+from psgjax.schema import Listed
 from psgjax.shell import Stop, one_line, run_command, tell, terminal, tracker, warn
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class Preset:
     evaluation: tuple[int, int] = (15, 2000)
 
 
-METHODS = "Methods to train one after the other: " + ", ".join(configuration.METHODS) + "."
+METHODS = Listed("Methods to train one after the other: {}.", partial(", ".join, configuration.METHODS))
 OUT = "Folder for everything that is written."
 
 USUAL = Preset(epochs=75, network=Network(width=32))
@@ -69,7 +71,7 @@ USUAL = Preset(epochs=75, network=Network(width=32))
 class Options:
     """Train GANs with several generators and write one report. An option shown as None takes its usual value."""
 
-    methods: Annotated[tuple[str, ...], Doc(METHODS)] = ("psg",)
+    methods: Annotated[tuple[str, ...], METHODS] = ("psg",)
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
     steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
     batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None

@@ -92,7 +92,7 @@ def find(name: str) -> str:
     Raises:
         ConfigError: If there is none; the message has the nearest.
     """
-    return ALIASES.get(name) or schema.known("network.name", name, tuple(NETWORKS))
+    return ALIASES.get(name) or schema.known_part("network.name", name, NETWORKS)
 
 
 def registered(name: str) -> bool:

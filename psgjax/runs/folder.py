@@ -73,7 +73,7 @@ def _keep_environment(path: Path, now: dict[str, Any], tell: Callable[[str], Non
         before = json.loads(path.read_text(encoding="utf-8"))  # `check_folder` has read it
         if said := other_bits(before, now):
             tell(said)
-        keys = ("command", "commit", "versions", "device", "cores", "flags", "mesh", "started")
+        keys = ("command", "commit", "versions", "parts", "device", "cores", "flags", "mesh", "started")
         resumed = [*before.get("resumed", []), {key: now[key] for key in keys if key in now}]
         warning = now["data"].get("warning") or before["data"].get("warning")
         now = {**before, "data": {**now["data"], "warning": warning}, "resumed": resumed}

@@ -44,6 +44,8 @@ def read_config(folder: Path) -> Config | None:
         return None
     try:
         return schema.from_json(Config, path.read_text(encoding="utf-8"))
+    except schema.MissingPart as error:
+        raise ConfigError(f"{path}: this run is made with {error.what}, which is not there. {error.advice}") from None
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a configuration of this version: {error} Choose another --out.") from None
 

@@ -48,6 +48,11 @@ class Run:
         place = "in memory" if self.folder is None else f"in {str(self.folder)!r}"
         return f"<Run of {self.config.method_name}, step {self.step:,} of {self.config.steps:,}, {place}>"
 
+    def prepared(self) -> Run:
+        """The run itself, which from here on is sampled with the parts that there are now."""
+        assert self._artist
+        return self
+
     @property
     def step(self) -> int:
         """The number of updates made."""

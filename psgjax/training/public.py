@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.config import NAMED, Config, ConfigError, Data, Method, named_method
+from psgjax.config import NAMED, Config, ConfigError, Data, Method, Network, named_method
 from psgjax.data import dataset as datasets
 from psgjax.data.dataset import Dataset
 from psgjax.runs.run import Run, load
 from psgjax.shell import Stop
-from psgjax.training import loop
+from psgjax.training import given, loop
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,7 +35,7 @@ def methods() -> dict[str, str]:
 
 def train(
     method: str | Method,
-    images: Dataset | str | Path | ArrayLike,
+    images: Dataset | Data | str | Path | ArrayLike,
     *,
     epochs: float | None = None,
     steps: int | None = None,
@@ -43,6 +43,10 @@ def train(
     out: str | Path | None = None,
     on_epoch: Callable[[Line], bool | None] | None = None,
     range: RangeName | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    gate: str | Callable[..., Any] | None = None,
+    regularisers: Mapping[Any, float] | Sequence[Any] | None = None,
+    network: Network | str | tuple[Any, Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Train one run and return it.
@@ -58,8 +62,9 @@ def train(
 
     Args:
         method: A name of `methods`, or a `Method` of your own.
-        images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; or a folder
-            of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
+        images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`,
+            which names a source; or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has
+            it.
         epochs: Its length in passes over the training images; this or `steps` must be given.
         steps: Its length in updates of the generators.
         seed: Every random number follows from it.
@@ -68,26 +73,36 @@ def train(
         on_epoch: Called with each line of the metrics as it is written; where it returns False, training ends within the next
             call to the device, which takes a few seconds at most.
         range: What black and white are in an array, as in "0..1", where its values do not make that certain.
+        loss: A loss in place of the method's: a name, or a function (`psgjax.register_loss`), as are
+        gate: and
+        regularisers: with their weights, as in {"r1": 1.0, mine: 0.5}; a list of them has weights of 1.
+        network: A `Network`, a name, or a generator and a discriminator (`psgjax.register_network`). A function or module that is
+            passed is a part of this call alone: it is recorded by its own name, and to be loaded or trained further from the
+            command line the run needs it registered under that.
         settings: Fields of `Config`, such as `batch_size`, `network` or `optimizer`.
 
     Raises:
         ConfigError: If a setting is unknown or wrong, the images cannot be trained on, or the folder holds another run.
         psgjax.training.loop.Diverged: If a metric is not finite.
     """
-    known = [field.name for field in dataclasses.fields(Config)]
+    known = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "method_name")]
     for name in settings:
         schema.known("setting", name, tuple(known))
     if (epochs is None) == (steps is None):
         raise ConfigError("give the length of the run once: epochs or steps.")
-    if isinstance(method, str):
-        settings = {"method_name": method, "method": named_method(method), **settings}
-    else:
-        settings = {"method_name": "own", "method": method, **settings}
+    named, method = (method, named_method(method)) if isinstance(method, str) else ("own", method)
     data, settings = _dataset(images, range, settings)
-    config = Config(**{**settings, "seed": seed, "steps": steps or 1})
-    if epochs is not None:
-        schema.check(epochs > 0, "epochs", epochs, "a number above 0")
-        config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
+    chosen = {"loss": loss, "gate": gate, "regularisers": regularisers}
+    with given.lent(method, Network() if network is None else network, **chosen) as (method, network):
+        config = Config(**settings, method_name=named, method=method, network=network, seed=seed, steps=steps or 1)
+        if epochs is not None:
+            schema.check(epochs > 0, "epochs", epochs, "a number above 0")
+            config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
+        return _run(config, data, out, on_epoch)
+
+
+def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callable[[Line], bool | None] | None) -> Run:
+    """Train in that folder, or in one that is gone afterwards."""
     stop = Stop()
 
     def heard(line: Line) -> None:
@@ -96,17 +111,19 @@ def train(
 
     if out is not None:
         loop.train(config, data, Path(out), stop=stop, on_line=heard)
-        return load(out)
+        return load(out).prepared()
     with tempfile.TemporaryDirectory(prefix="psgjax-") as folder:
         loop.train(config, data, Path(folder) / "run", stop=stop, on_line=heard)
-        return dataclasses.replace(load(Path(folder) / "run"), folder=None)
+        return dataclasses.replace(load(Path(folder) / "run"), folder=None).prepared()
 
 
 def _dataset(images: Any, range: RangeName | None, settings: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:
     """The images as a data set, and the settings with where it is from."""
     if isinstance(images, Dataset):
         return images, settings
-    if isinstance(images, str | Path):
-        place = dataclasses.replace(settings.get("data", Data()), dir=Path(images))
+    if isinstance(images, Data | str | Path):
+        place = (
+            images if isinstance(images, Data) else dataclasses.replace(settings.get("data", Data()), dir=Path(images))
+        )
         return datasets.load(place, lambda line: None), {**settings, "data": place}
     return Dataset.from_arrays(images, range=range), settings

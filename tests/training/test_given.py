@@ -1,0 +1,92 @@
+"""Parts that `psgjax.train` is given as functions and modules: trained with, recorded by name, and gone afterwards."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import same
+from flax import linen as nn
+
+import psgjax
+from psgjax import parts
+from psgjax.config import ConfigError
+from psgjax.networks.table import NETWORKS
+
+OPEN = psgjax.Method(generators=1, scores="independent", gate="none")
+SMALL = {"batch_size": 4, "steps": 2}
+
+
+def least_squares(outputs):
+    fake, real = outputs[:-1, :, 0], outputs[-1, :, 0]
+    return (real - 1) ** 2 + (fake**2).mean(0), (fake - 1) ** 2
+
+
+def first(scores, key):
+    return jnp.zeros_like(scores).at[0].set(1.0)
+
+
+def small_scores(score, real, fake, draw):
+    return score(real) ** 2
+
+
+class Pixels(nn.Module):
+    @nn.compact
+    def __call__(self, latents, train=True):
+        return nn.tanh(nn.Dense(64)(latents)).reshape(-1, 8, 8, 1)
+
+
+class Critic(nn.Module):
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(self.outputs)(images.reshape(len(images), -1))
+
+
+def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
+    given = {
+        "loss": least_squares,
+        "regularisers": {small_scores: 0.5, "r1": 1},
+        "network": (Pixels(), Critic()),
+        **SMALL,
+    }
+    run = psgjax.train(OPEN, images, out=tmp_path / "own", **given)
+    again = psgjax.train(OPEN, images, **given)
+    assert same(run.state, again.state)
+    assert set(run.metrics[-1]["regularisers"]) == {"small_scores", "r1"}
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert (config["method"]["loss"], config["network"]["name"]) == ("least_squares", "Pixels")
+    assert config["method"]["regularisers"] == [["small_scores", 0.5], ["r1", 1.0]]
+    assert "least_squares" not in parts.LOSSES
+    assert "Pixels" not in NETWORKS
+    assert run.sample(3).shape == (3, 8, 8, 1)  # all the same
+    with pytest.raises(ConfigError, match="made with method.loss 'least_squares', which is not there"):
+        psgjax.load(tmp_path / "own")
+    for register, part in ((psgjax.register_loss, least_squares), (psgjax.register_regulariser, small_scores)):
+        register(part.__name__, part)
+    psgjax.register_network("Pixels", (Pixels(), Critic()))
+    loaded = psgjax.load(tmp_path / "own")
+    np.testing.assert_array_equal(loaded.sample(3), run.sample(3))
+
+
+def test_a_gate_and_what_is_registered_keep_their_names(images):
+    psgjax.register_gate("mine", first)
+    run = psgjax.train("psg", images, gate=first, network=psgjax.Network(width=2, latent_size=4), **SMALL)
+    assert run.config.method.gate == "mine"
+    assert run.metrics[-1]["branches"] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": lambda outputs: outputs}, "<lambda> has no name that can be recorded"),
+        ({"loss": "lsgan"}, "unknown method.loss 'lsgan'"),
+        ({"regularisers": ["r1", "r3"]}, "unknown method.regularisers 'r3'"),
+        ({"network": "dcgn"}, "unknown network.name 'dcgn'.* 'dcgan'"),
+    ],
+)
+def test_mistakes_are_a_sentence(images, given, message):
+    with pytest.raises(ConfigError, match=message):
+        psgjax.train(OPEN, images, **SMALL, **given)
+    assert "<lambda>" not in parts.LOSSES
