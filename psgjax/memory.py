@@ -19,8 +19,12 @@ def available() -> int:
     except (OSError, StopIteration, ValueError, IndexError):  # not on Linux: all that there is
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:
-        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
-        statistics = dict(line.split() for line in (_CONTAINER / "memory.stat").read_text().splitlines())
+        limit, used = (
+            int((_CONTAINER / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current")
+        )
+        statistics = dict(
+            line.split() for line in (_CONTAINER / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
         found.append(max(0, limit - used + int(statistics["inactive_file"])))  # files in memory make room
     except (OSError, ValueError, KeyError):  # no container, or "max"
         pass

@@ -230,5 +230,5 @@ def test_every_text_file_is_opened_as_utf8():
             text = name in ("read_text", "write_text") or (
                 name == "open" and "b" not in mode and set(mode) <= set("rwax+")
             )
-            if text and getattr(getattr(node.func, "value", None), "id", "") not in ("Image", "os"):
+            if text and getattr(getattr(node.func, "value", None), "id", "") not in ("Image", "os", "archive"):
                 assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
