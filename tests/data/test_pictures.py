@@ -270,3 +270,16 @@ def png(bits, rows, colour=0):
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
+
+
+def test_a_grid_puts_each_generator_in_rows_of_its_own(tmp_path):
+    images = np.zeros((2, 3, 4, 5, 1)) - 1
+    images[1, 2] = 1.0
+    picture = pictures.image_grid(pictures.to_pixels(images), columns=2)
+    assert picture.shape == (2 * 2 * 4, 2 * 5, 1)
+    white = np.argwhere(picture[..., 0] == 255)
+    assert white.min(0).tolist() == [12, 0]  # generator 2: rows 8 to 15, its third image below the first
+    assert white.max(0).tolist() == [15, 4]
+    pictures.write_png(tmp_path / "grid.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), picture[..., 0])
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
