@@ -51,7 +51,7 @@ def on_mixture(options: Options, console: Console) -> Work:
 
 
 def on_mnist(console: Console, data: Dataset, stop: Stop) -> Work:
-    """How a cell on MNIST is done: a run in its folder, and what `convergence.summarise` says of it; None if it was stopped."""
+    """How a cell on MNIST is done: a run in its folder, summarised by `convergence.summarise`; None if it was stopped."""
     from psgjax.report import convergence
     from psgjax.runs.metrics import read_lines
     from psgjax.training import loop
@@ -67,7 +67,7 @@ def on_mnist(console: Console, data: Dataset, stop: Stop) -> Work:
 
 
 def table(options: Options, points: list[Point], records: dict[str, Any]) -> Table:
-    """The one table; a cell without figures has dashes."""
+    """The table of all cells; one without figures has dashes."""
     if options.task == "mixture":
         total = len(mixtures.MIXTURES[options.mixture].centres)
         measures = [f"modes (of {total})", "high quality, %", "reverse KL"]

@@ -1,15 +1,16 @@
-"""Time psgjax beside what a user would pick instead: a plain Flax port, PyTorch eager and `torch.compile`, in one run.
+"""Time psgjax and its alternatives in one run: a plain Flax port, PyTorch eager and `torch.compile`.
 
     python -m experiments.bench                   # psg, sngan and gan at batch size 128: twelve minutes on two cores
     python -m experiments.bench --convolutions    # each convolution of the step, inside a loop and outside: three minutes
     python -m experiments.bench --network resnet --width 16    # residual networks instead of dcgan
     python -m experiments.bench --json results.json --methods psg --contenders psgjax torch
 
-Each contender trains in a process of its own, and they take turns: so many steps each, round after round, the machine's matmul peak
-measured between them. Compilation and the first steps are not timed. Medians over the rounds are shown, with the fastest and the
-slowest. Operations are those the update needs (the layers' kernels alone), so that GFLOP/s compare between contenders. On a GPU the
-defaults also sweep the replicas from 1 to 64 and the batch sizes until they no longer pay. Expect psgjax to be the fastest.
-Leave the machine alone meanwhile: another busy process slows PyTorch's threads several times, JAX's about twice.
+Each contender trains in a process of its own. In every round, each makes a fixed number of steps, one after the other, and the
+machine's matmul peak is measured between rounds. Compilation and the first steps are not timed. Medians over the rounds are
+shown, with the fastest and the slowest. Operations are those the update needs (the layers' kernels alone), so that GFLOP/s
+compare between contenders. On a GPU the defaults also sweep the replicas from 1 to 64 and the batch sizes until they no longer
+pay. Expect psgjax to be the fastest. Run nothing else meanwhile: another busy process slows PyTorch's threads down several times,
+JAX's about twice.
 """
 
 from __future__ import annotations
@@ -46,35 +47,42 @@ class Options:
     methods: Annotated[
         tuple[str, ...],
         Doc(
-            f"Methods to train: {', '.join(METHODS)}, if not given; of resnet no sngan, as some kernels are zero at first."
+            f"Methods to train; if not given, {', '.join(METHODS)}, for resnet without sngan, as some kernels are zero at first."
         ),
     ] = ()
     contenders: Annotated[
-        tuple[str, ...], Doc(f"Who takes part: {', '.join(race.CONTENDERS)}; all that are installed, if not given.")
+        tuple[str, ...], Doc(f"Contenders: {', '.join(race.CONTENDERS)}; if not given, all that are installed.")
     ] = ()
     batch_sizes: Annotated[
-        tuple[int, ...], Doc("Real images in an update; 128, and on a GPU all powers of two that pay, if not given.")
+        tuple[int, ...],
+        Doc("Real images in an update; if not given, 128, and on a GPU powers of two while they pay."),
     ] = ()
     replicas: Annotated[
-        tuple[int, ...], Doc("Independent runs trained at once; 1, and on a GPU up to 64, if not given.")
+        tuple[int, ...], Doc("Independent runs trained at once; if not given, 1, and on a GPU up to 64.")
     ] = ()
     network: Annotated[
-        Literal["dcgan", "resnet"], Doc("Layers that everybody trains; of resnet there is no plain Flax port.")
+        Literal["dcgan", "resnet"],
+        Doc("The networks that all contenders train; there is no plain Flax port of resnet."),
     ] = "dcgan"
     width: Annotated[int, Doc("Channels of the layer next to the image.")] = 64
     precision: Annotated[
-        Literal["float32", "tf32"], Doc("Of everybody's matrix products and convolutions; tf32 where the GPU has it.")
+        Literal["float32", "tf32"],
+        Doc("Of all contenders' matrix products and convolutions; tf32 where the GPU has it."),
     ] = "float32"
-    rounds: Annotated[int, Doc("Turns of every contender that are timed.")] = 7
-    seconds: Annotated[float, Doc("How long a turn is to last, about; a call in training lasts as long.")] = 4.0
+    rounds: Annotated[int, Doc("Timed rounds.")] = 7
+    seconds: Annotated[
+        float, Doc("About how long each contender trains in a round; a call in training lasts as long.")
+    ] = 4.0
     limit: Annotated[
         float,
-        Doc("Seconds that a contender may take to be built, for a call, and for all its turns; it is dropped then."),
+        Doc(
+            "Most seconds that a contender may take to be built, for one call, and for all rounds; beyond that it is dropped."
+        ),
     ] = 120.0
-    convolutions: Annotated[bool, Doc("Time the step's convolutions instead, inside a loop and outside any.")] = False
-    json: Annotated[Path | None, Doc("File for everything that was measured; rewritten after each case.")] = None
+    convolutions: Annotated[bool, Doc("Time the step's convolutions instead, inside a loop and outside.")] = False
+    json: Annotated[Path | None, Doc("File for all measurements; rewritten after each case.")] = None
     profile: Annotated[
-        Path | None, Doc("Folder for a trace of psgjax that Perfetto and TensorBoard open, one each case.")
+        Path | None, Doc("Folder for traces of psgjax, one per case, which Perfetto and TensorBoard open.")
     ] = None
 
 
@@ -84,10 +92,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str] | None) -> Options:
-    """The options on a command line; by argparse, since a GPU machine that this runs on need not have tyro.
+    """The options on a command line; by argparse, so that a GPU machine for benchmarks needs no tyro.
 
     Raises:
-        ConfigError: For what cannot be read, and for values that nothing can be done with.
+        ConfigError: For options that cannot be parsed, and for values that cannot be used.
     """
     parser = _Parser("python -m experiments.bench", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for item, hint in zip(
@@ -140,7 +148,7 @@ def show_race(results: list[dict[str, Any]]) -> str:
     peak = first["matmul_peak"]
     title = (
         f"{first['method']}, {first['network']}, batch size {first['batch_size']}, replicas {first['replicas']}, "
-        f"width {first['width']}, {first['precision']}: {first['operations'] / 1e9:.4g} GFLOP a step written out (XLA counts "
+        f"width {first['width']}, {first['precision']}: {first['operations'] / 1e9:.4g} GFLOP per step by definition (XLA counts "
         f"{first['xla_operations'] / 1e9:.4g}), of which psgjax does {first['operations_done'] / 1e9:.4g} here "
         f"({first['xla_operations_done'] / 1e9:.4g}); "
         f"matmul peak {peak['median'] / 1e9:,.0f} GFLOP/s ({peak['least'] / 1e9:,.0f} to {peak['most'] / 1e9:,.0f})"
@@ -172,7 +180,7 @@ def show_race(results: list[dict[str, Any]]) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns as wide as they need to be, numbers to the right."""
+    """Aligned columns, numbers to the right."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     return "\n".join(
         "  ".join(
@@ -184,7 +192,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def environment(machine: Worker, options: Options) -> dict[str, Any]:
-    """What the JSON says of the run: command, commit, versions, hardware, load."""
+    """Command, commit, versions, hardware and load, for the JSON."""
     here = Path(__file__).parent
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -214,7 +222,7 @@ def environment(machine: Worker, options: Options) -> dict[str, Any]:
 
 
 def run(options: Options) -> None:
-    """Time what was asked for; print it, and write it after each case."""
+    """Time every case; print its results, and write them to the JSON."""
     check_output("--json", options.json)
     machine = Worker("experiments.peers.ours:Machine", options.precision)
     document = environment(machine, options)
@@ -255,7 +263,7 @@ def run(options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return run_command(lambda: run(parse(arguments)), "stopped: --json has what was measured so far")
+    return run_command(lambda: run(parse(arguments)), "stopped: --json has the measurements so far")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An experiment as a table of cells: each is done once and leaves one file, so that the command can be stopped and run again.
 
-OUT/cells/NAME.json has the cell's settings and its result, and what made it: command, commit, versions, hardware, time, seconds.
-OUT/runs/NAME/ is for whatever the cell needs to resume what was interrupted.
+OUT/cells/NAME.json has the cell's settings and result, and command, commit, versions, hardware, start and seconds. OUT/runs/NAME/
+is the cell's folder, for a run that it can resume.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def do(
         command: As it was typed.
         say: Hears one line on each cell.
         only: Names of cells to do alone. One that is done is done again, from the beginning; its file and folder of before are
-            set aside, and whether the result is the same is said.
+            set aside, and `say` hears whether the result is the same.
 
     Returns:
         The record of each cell that is done, by name; None if a cell was stopped.

@@ -1,12 +1,12 @@
-"""What a training run costs besides its updates: the time to its first step, and memory.
+"""The cost of a training run besides its updates: the time to its first step, and memory.
 
     python -m experiments.footprint --json results.json      # eight minutes on two quiet CPU cores; Linux
 
 Real runs of `python -m experiments.mnist` are started and watched from outside. The first step: seconds from the command to
 the first line of metrics.jsonl, of a run of one step (reference network, batch size 128), with an empty compilation cache
-and with a warm one. Memory: what a run holds at most, checkpoints written beside it, less what it holds itself before its first
-update (all imported and compiled, data set and state in place), less the activations as XLA counts them; and whether it grows over
-10,000 steps of a smaller network.
+and with a warm one. Memory: the peak of a run that writes checkpoints, minus its memory before the first update (everything
+imported and compiled, data set and state in place), minus the activations as XLA counts them; and the growth over 10,000 steps
+of a smaller network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Options:
     """Measure the first step and the memory of training."""
 
     repeats: Annotated[int, Doc("Starts with a warm cache; the median counts.")] = 5
-    json: Annotated[Path | None, Doc("File for what was measured.")] = None
+    json: Annotated[Path | None, Doc("File for the measurements.")] = None
 
 
 def _resident(process: int) -> int:
@@ -58,7 +58,7 @@ def watch(arguments: tuple[str, ...], cache: Path, begin: tuple[str, ...] = _COM
     """Run `experiments.mnist` and look at it every 20 ms until its last line is written: seconds, step in it, resident bytes.
 
     Args:
-        arguments: Of the command, beside those that every run here has.
+        arguments: Of the command, in addition to those of every run here.
         cache: Folder for compiled programs.
         begin: What starts the command.
 
@@ -86,12 +86,12 @@ def watch(arguments: tuple[str, ...], cache: Path, begin: tuple[str, ...] = _COM
 
 
 def noting(file: str, *arguments: str) -> int:
-    """The command `experiments.mnist`, which saves often, and writes the bytes that it holds before its first update to a file."""
+    """The command `experiments.mnist` with frequent saves; the bytes of memory before its first update go to a file."""
     from experiments import mnist
     from psgjax.lowering import heaps
     from psgjax.training import loop
 
-    def trim_heaps() -> None:  # first called when all is done that is done before an update
+    def trim_heaps() -> None:  # first called right before the first update
         heaps.trim_heaps()
         if not Path(file).exists():
             Path(file).write_text(str(_resident(os.getpid())), encoding="utf-8")
@@ -101,7 +101,7 @@ def noting(file: str, *arguments: str) -> int:
 
 
 def memory(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:
-    """Bytes that a run holds before its first update, and at most.
+    """Bytes of memory that a run has before its first update, and at its peak.
 
     Raises:
         ConfigError: If the run fails.
@@ -115,7 +115,7 @@ def memory(arguments: tuple[str, ...], cache: Path) -> tuple[int, int]:
 
 
 def activations(arguments: tuple[str, ...]) -> int:
-    """Bytes of the arrays that an update makes and drops, as XLA counts them."""
+    """Bytes of an update's temporary arrays, as XLA counts them."""
     import jax
 
     from experiments import mnist

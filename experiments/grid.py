@@ -63,7 +63,7 @@ class Options(mixtures.Protocol):
     """Train a grid of methods. An option shown as None takes the task's value."""
 
     task: Annotated[
-        Literal["mixture", "mnist"], Doc("A mixture of Gaussians, many seeds at once; or MNIST, one seed a cell.")
+        Literal["mixture", "mnist"], Doc("A mixture of Gaussians, many seeds at once; or MNIST, one seed per cell.")
     ] = "mixture"
     mixture: Annotated[Literal["ring", "grid"], Doc("The mixture: a ring of 8 or a grid of 25.")] = "ring"
     generators: Annotated[tuple[int, ...], Doc("Numbers of generators K.")] = (1, 2, 3)
@@ -84,10 +84,12 @@ class Options(mixtures.Protocol):
         "none",
         "triplet",
     )
-    seeds: Annotated[int, Doc("Seeds of a cell on a mixture, trained at once, from --seed on; MNIST has one.")] = 3
+    seeds: Annotated[
+        int, Doc("Seeds per cell on a mixture, trained at once, from --seed on; on MNIST there is one.")
+    ] = 3
     steps: Annotated[int | None, Doc("Generator updates of each cell.")] = None
     epochs: Annotated[int | None, Doc("Passes over the training images, in place of steps (MNIST only).")] = None
-    batch_size: Annotated[int, Doc("Real images in an update, and as many from each generator.")] = 64
+    batch_size: Annotated[int, Doc("Real images per update, and generated ones per generator.")] = 64
     cells: Annotated[
         tuple[str, ...], Doc("Names of cells to do alone; one that is done is done again, from the beginning.")
     ] = ()
@@ -173,7 +175,7 @@ def complete(options: Options, point: Point, data: Dataset) -> Point:
 
 
 def settings(options: Options, config: Config, data: Dataset | None) -> dict[str, Any]:
-    """Everything that decides a cell's result, as JSON has it: of the images on MNIST, what they are and not where they lie."""
+    """Everything that decides a cell's result, ready for JSON; of images, their SHA-256 and not their place on this machine."""
     values: dict[str, Any] = json.loads(schema.to_json(config))
     del values["data"]
     if data is not None:

@@ -8,8 +8,8 @@ of high quality within three standard deviations of its mode, a mode captured by
 the number of updates are far smaller than theirs, to fit the time, and the same for all methods. So is the learning rate,
 0.001 falling linearly to 0: of 0.001, 0.002 and 0.003 the one with which gan, sngan and psg together found the most modes.
 
-Expect stackelberg, mad-gan and mgan to find all modes of the ring, gan most, psg about 6.4, and sngan to fail for some seeds.
-On the grid, 16 to 21 modes and few samples of high quality: it needs the longer run. results/mixture2d.md has the tables.
+Expect stackelberg and mgan to find all modes of the ring, mad-gan, psg and gan 6 or 7 on average, and sngan to fail for some seeds.
+On the grid, 14 to 21 modes and few samples of high quality: it needs the longer run. results/mixture2d.md has the tables.
 
 Writes runs/mixture2d/: results.json (every figure of every seed), results.md (the tables) and samples.png (those of the first
 seed, each generator in its own colour).
@@ -62,7 +62,7 @@ class Options(Protocol):
     )
     mixtures: Annotated[tuple[Literal["ring", "grid"], ...], Doc("Mixtures to train on.")] = ("ring", "grid")
     steps: Annotated[int, Doc("Generator updates.")] = 4000
-    batch_size: Annotated[int, Doc("Real points in an update, and as many from each generator.")] = 64
+    batch_size: Annotated[int, Doc("Real points per update, and generated ones per generator.")] = 64
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mixture2d")
     network: Network = field(default_factory=lambda: Network("mlp", width=64, latent_size=2))
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3, schedule="linear"))
@@ -166,7 +166,7 @@ def train(
 
 
 def protocol_of(options: Options) -> dict[str, Any]:
-    """What results.json says of how the figures were made, beside the configurations."""
+    """How the figures were made, for results.json."""
     mixtures = {name: MIXTURES[name] for name in options.mixtures}
     return {
         "seeds": [options.seed, options.seed + options.seeds - 1],
@@ -181,7 +181,7 @@ def protocol_of(options: Options) -> dict[str, Any]:
     }
 
 
-def told(options: Options, config: Config) -> str:
+def summary(options: Options, config: Config) -> str:
     """The same in a sentence."""
     return (
         f"{options.seeds} seeds, {options.steps:,} updates of {options.batch_size} points ({options.points:,} in all), networks of "
@@ -221,7 +221,7 @@ def run(options: Options, typed: str, console: Console) -> None:
         "published_modes": {name: MIXTURES[name].published for name in results},
         "note": NOTE,
     }
-    tables.write(out, record, [told(options, next(iter(configs.values()))), *each, NOTE])
+    tables.write(out, record, [summary(options, next(iter(configs.values()))), *each, NOTE])
     write_atomically(out / "samples.png", picture(samples, results))
     tell(console)(f"results: {out}")
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures in the plane, the training of many seeds on one at once, and what their samples cover; used by commands."""
+"""Gaussian mixtures in the plane, the training of many seeds at once on one of them, and the modes that their samples cover."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
-_SAMPLES_STREAM, _DATA_STREAM = 10, 11  # apart from the streams of random numbers that training uses (state.py)
+_SAMPLES_STREAM, _DATA_STREAM = 10, 11  # other streams of random numbers than those of training (state.py)
 # Programs that run once: compiling them well takes longer than it saves.
 _ONCE: Any = {"xla_backend_optimization_level": 0}
 
@@ -52,9 +52,9 @@ MIXTURES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which seeds are trained on how many points of a mixture, and on how many samples each is evaluated."""
+    """Seeds, training points of the mixture, and samples on which each seed is evaluated."""
 
-    seeds: Annotated[int, Doc("How many seeds are trained at once, from --seed on.")] = 10
+    seeds: Annotated[int, Doc("Number of seeds, trained at once, from --seed on.")] = 10
     seed: Annotated[int, Doc("The first seed.")] = 0
     data_seed: Annotated[int, Doc("The training points follow from it: the same for all methods and seeds.")] = 0
     points: Annotated[int, Doc("Points of the training set.")] = 25_000
@@ -147,7 +147,7 @@ class Trainer:
 
 
 def measure(points: NDArray[np.float32], mixture: Mixture) -> dict[str, Any]:
-    """What [n, 2] samples cover; None for each figure if they are not finite, and for a reverse KL that is infinite."""
+    """Modes, quality and reverse KL of samples [n, 2]; None if they are not finite, and for a reverse KL that is infinite."""
     if not np.isfinite(points).all():
         return {"modes": None, "high_quality": None, "reverse_kl": None, "counts": None}
     counts = modes.mode_counts(points, mixture.centres, mixture.deviation)

@@ -1,9 +1,10 @@
-"""Kill a run again and again, at random and in the middle of saves, and compare what it ends with to an undisturbed run.
+"""Kill a run again and again, at random and in the middle of saves, and compare its final state with an undisturbed run's.
 
     python -m experiments.soak --kills 50      # ten minutes on two CPU cores
 
-Two runs of `experiments.mnist` with the same settings: one is left alone, the other is killed with SIGKILL, resumed, killed again,
-and left to finish after the last kill. Lines of metrics.jsonl and all numbers of the final state must be the same. Expect zeros.
+Two runs of `experiments.mnist` with the same settings: one is never interrupted, the other is killed with SIGKILL, resumed,
+killed again, and finishes after the last kill. Lines of metrics.jsonl and all numbers of the final state must be the same. Expect
+zeros.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Options:
     """Kill, resume, compare."""
 
     kills: Annotated[int, Doc("How often the run is killed.")] = 50
-    method: Annotated[str, Doc("What is trained.")] = "psg"
+    method: Annotated[str, Doc("The method that is trained.")] = "psg"
     epochs: Annotated[int, Doc("Length of the run; it must outlast the kills.")] = 1000
     seed: Annotated[int, Doc("Of the moments of the kills.")] = 0
     out: Annotated[Path, Doc("Folder of both runs and of results.json.")] = Path("runs/soak")

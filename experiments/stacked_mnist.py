@@ -90,7 +90,7 @@ class Options:
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
     images: Annotated[int | None, Doc("Training images, each of three random digits.")] = None
     samples: Annotated[int, Doc("Samples that a run is evaluated on.")] = 26_000
-    batch_size: Annotated[int, Doc("Real images in an update, and as many from each generator.")] = 64
+    batch_size: Annotated[int, Doc("Real images per update, and generated ones per generator.")] = 64
     seed: Annotated[int, Doc("The first trial's seed.")] = 0
     data_seed: Annotated[int, Doc("Which digits are stacked follows from it: the same for all methods and trials.")] = 0
     precision: Annotated[
@@ -213,7 +213,7 @@ def train(
 def protocol_of(
     options: Options, configs: dict[str, list[Config]], data: Dataset, classifier: Classifier
 ) -> dict[str, Any]:
-    """What results.json says of how the figures were made."""
+    """How the figures were made, and every configuration, for results.json."""
     protocol = options.protocol
     return {
         "protocol": {
@@ -229,7 +229,7 @@ def protocol_of(
     }
 
 
-def told(options: Options, config: Config, accuracy: float) -> str:
+def summary(options: Options, config: Config, accuracy: float) -> str:
     """The same in a sentence."""
     protocol = options.protocol
     return (
@@ -276,7 +276,7 @@ def run(options: Options, typed: str, console: Console) -> int:
         "note": NOTE,
     }
     some = next(iter(configs.values()))[0]
-    tables.write(out, record, [told(options, some, classifier.info["accuracy"]), one, NOTE])
+    tables.write(out, record, [summary(options, some, classifier.info["accuracy"]), one, NOTE])
     say(f"results: {out}")
     return 1 if results["diverged"] else 0
 

@@ -12,10 +12,10 @@ from psgjax.config import Config
 # Lin et al. 2018, Stacked MNIST: modes and KL.
 PUBLISHED = {"DCGAN": ("78.9 ± 6.5", "4.50 ± 0.13"), "PacDCGAN2": ("1000.0", "0.06")}
 NOTE = (
-    "± is the standard deviation over trials. Samples come from the mixture of generators, each with probability 1/K; a generator "
-    "alone has as many samples. Published figures (Lin et al. 2018) are of another discriminator, whose size dominates the "
-    "result, and of ten trials of 50 epochs of 128,000 images: for orientation only. Real images are test digits, stacked alike: "
-    "their KL is what that number of samples has by chance, and because digits are not equally frequent."
+    "± is the standard deviation over trials. Samples come from the mixture of generators, each with probability 1/K; each "
+    "generator alone has the same number of samples. Published figures (Lin et al. 2018) are of another discriminator, whose size "
+    "dominates the result, and of ten trials of 50 epochs of 128,000 images: for orientation only. Real images are test digits, "
+    "stacked alike: their KL is what that number of samples has by chance, and because digits are not equally frequent."
 )
 
 

@@ -1,12 +1,12 @@
-"""Compile the training program for TPUs that are not there, and say what it holds and sends.
+"""Compile the training program ahead of time for TPUs: its memory, its operations and its collectives.
 
     python -m experiments.tpu --topology v5e:2x2 v5e:4x4          # psg and sngan, float32 and bfloat16; extra [tpu]: libtpu
     python -m experiments.tpu --topology v5e:2x2 v5e:16x16 --methods psg --weak    # a batch that grows with the mesh
 
-Works on any machine where libtpu installs. Prints for each method, precision and topology: seconds to compile, bytes of
-memory on each device and whether they fit, operations of one update on each device, and the collectives of one update with
-their bytes. It fails if an array that the mesh should split is whole on every device. Compiling proves lowering, memory and
-communication. It says nothing of speed.
+Works on any machine where libtpu installs; no TPU is needed. Prints for each method, precision and topology: seconds to compile,
+bytes of memory on each device and whether they fit, operations of one update on each device, and the collectives of one update
+with their bytes. It fails if an array that the mesh should shard is replicated. Compiling proves lowering, memory and
+communication; it says nothing about speed.
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ class Options:
         "bfloat16",
     )
     batch_size: Annotated[int, Doc("Images of each kind in an update.")] = 128
-    weak: Annotated[bool, Doc("Batch size for each part of `data`, so that the batch grows with the mesh.")] = False
+    weak: Annotated[
+        bool, Doc("The batch size is that of each shard of `data`, so that the batch grows with the mesh.")
+    ] = False
     replicas: Annotated[int, Doc("Independent runs trained at once.")] = 1
     mesh: Mesh = field(default_factory=Mesh)
-    json: Annotated[Path | None, Doc("File for what was found; rewritten after each program.")] = None
+    json: Annotated[Path | None, Doc("File for the results; rewritten after each program.")] = None
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -99,8 +101,8 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     except Exception as error:  # whatever the plugin raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"no TPU topology {topology!r}: {reason}") from None
-    whole = dataclasses.replace(config, batch_size=config.batch_size * (len(devices) if options.weak else 1))
-    mesh = sharding.make_mesh(options.mesh, whole, options.replicas, devices)
+    scaled = dataclasses.replace(config, batch_size=config.batch_size * (len(devices) if options.weak else 1))
+    mesh = sharding.make_mesh(options.mesh, scaled, options.replicas, devices)
     if options.weak:
         config = dataclasses.replace(config, batch_size=config.batch_size * mesh.shape["data"])
     replicas = options.replicas if options.replicas > 1 else None
@@ -136,7 +138,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
 
 
 def not_split(compiled: Any, state: Any, images: Any, mesh: Any) -> list[str]:
-    """The arrays of which a device holds more than its share: generators, the data set, all that replicas have of their own."""
+    """The arrays that are replicated and should be sharded: of generators, the data set, and whatever each replica has."""
     import jax
 
     arguments = (state, images)
@@ -167,7 +169,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def run(options: Options) -> int:
-    """Compile every program asked for; 1 if an array is whole where it should be split, or does not fit."""
+    """Compile every program asked for; 1 if an array is replicated that should be sharded, or a program does not fit."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}  # before jax starts: no TPU is looked for
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from psgjax.environment import provenance, settle
@@ -196,10 +198,10 @@ def run(options: Options) -> int:
             document["results"].append(result)
             if options.json:
                 write_atomically(options.json, json.dumps(document, indent=2) + "\n")
-    whole = sorted({name for result in document["results"] for name in result["not_split"]})
-    if whole:
-        print(f"error: whole on every device, and should be split: {', '.join(whole)}", file=sys.stderr)
-    return int(bool(whole) or any(result["fits"] is False for result in document["results"]))
+    replicated = sorted({name for result in document["results"] for name in result["not_split"]})
+    if replicated:
+        print(f"error: replicated, and should be sharded: {', '.join(replicated)}", file=sys.stderr)
+    return int(bool(replicated) or any(result["fits"] is False for result in document["results"]))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""What `experiments.bench` times: a case, the contender that runs it, and the process that the contender lives in.
+"""The subjects of `experiments.bench`: a case, the contender that trains it, and the contender's process.
 
-A process each, so that peak memory is a contender's own, two thread pools never share a process, and a program that takes too
-long can be ended: XLA offers no other way. While a contender waits for its turn it sleeps on its pipe. Nothing here imports jax or
+One process per contender: its peak memory is its own, two thread pools never share a process, and a program that takes too long
+can be ended, for which XLA offers no other way. A contender that waits sleeps on its pipe. Nothing here imports jax or
 torch, which would count towards the memory of a contender that does not use them.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from psgjax.shell import Failure
 
-_PATIENCE = 5.0  # seconds that a process has to end by itself
+_PATIENCE = 5.0  # seconds that a process has to end before it is killed
 
 IMAGE_SHAPE = (28, 28, 1)
 TRAIN_IMAGES = 60_000
@@ -30,7 +30,7 @@ TRAIN_IMAGES = 60_000
 
 @dataclass(frozen=True)
 class Case:
-    """What a contender is to train: the reference step of `docs/performance.md`, but for these sizes."""
+    """The step to train: the reference step of `docs/performance.md` with these sizes."""
 
     method: str
     width: int = 64
@@ -47,10 +47,10 @@ class Contender(Protocol):
     chunk: int  # steps are made in multiples of this
 
     def run(self, steps: int) -> float:
-        """Make so many updates, wait for the device, and return D's loss in the last one."""
+        """Make the given number of updates, wait for the device, and return D's loss in the last one."""
 
     def peak_bytes(self) -> int | None:
-        """The device's own memory at its fullest, or None where that is the process's."""
+        """The peak of the device's memory, or None if that is the process's memory."""
 
 
 class TooSlow(Exception):
@@ -58,7 +58,7 @@ class TooSlow(Exception):
 
 
 class Failed(Failure):
-    """What a contender raised, in one line."""
+    """A contender's exception, in one line."""
 
 
 class Worker:
@@ -128,7 +128,7 @@ def _serve(pipe: Connection, factory: str, arguments: tuple) -> None:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """What `module:name` names."""
+    """The object that `module:name` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -143,17 +143,17 @@ class Timed:
         self.facts = {**self._contender.facts, "chunk": self._contender.chunk, "imported_bytes": imported}
 
     def run(self, steps: int) -> tuple[float, float]:
-        """So many updates: seconds, and D's last loss."""
+        """Make the given number of updates: seconds, and D's last loss."""
         started = time.perf_counter()
         loss = self._contender.run(steps)
         return time.perf_counter() - started, loss
 
     def peak_bytes(self) -> int:
-        """The memory of the device at its fullest; of this process where the device is the CPU."""
+        """The peak of the device's memory; of this process's if the device is the CPU."""
         return self._contender.peak_bytes() or host_peak_bytes()
 
     def profile(self, folder: str, steps: int) -> None:
-        """Write a trace of so many updates that Perfetto and TensorBoard open."""
+        """Write a trace of the given number of updates, which Perfetto and TensorBoard open."""
         import jax
 
         with jax.profiler.trace(folder, create_perfetto_trace=True):
@@ -161,8 +161,8 @@ class Timed:
 
 
 def host_peak_bytes() -> int:
-    """This process's resident memory at its fullest."""
-    try:  # since this program began: what `getrusage` reports may stem from the process that started it
+    """The peak of this process's resident memory."""
+    try:  # since this program began: `getrusage` may report a peak of the process that started it
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
     except (OSError, StopIteration):
@@ -178,7 +178,7 @@ def cores() -> int:
 
 
 def images() -> np.ndarray:
-    """What everyone trains on: smooth random pictures, uint8 [TRAIN_IMAGES, *IMAGE_SHAPE], as large a set as MNIST's.
+    """The training set of all contenders: smooth random pictures, uint8 [TRAIN_IMAGES, *IMAGE_SHAPE], as large a set as MNIST's.
 
     Blocks of four by four pixels, which a generator learns to draw: on noise D would win at once, and gradients that vanish cost
     some processors more time than others.

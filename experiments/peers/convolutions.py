@@ -1,4 +1,4 @@
-"""Every convolution of the step by itself, inside a loop and outside any: `experiments.bench --convolutions`."""
+"""Each convolution of the step timed alone, inside a loop and outside: `experiments.bench --convolutions`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Convolution:
-    """One direction of one convolution of the step, at the step's sizes; psgjax's form, or the one JAX makes by itself.
+    """One direction of one convolution of the step, at the step's sizes; psgjax's form, or JAX's own.
 
-    A generator's layer is mapped over the K generators, D's takes all images of the tuples. One element of each result, made too
-    small to matter, goes into the next call's operand, so that no call can be left out or moved out of the loop. Inside and
-    outside do the same, in the memory of the call before.
+    A generator's layer is mapped over the K generators, D's takes all images of the tuples. One element of each result, scaled down
+    until it does not matter, goes into the next call's operand, so that the compiler can neither drop a call nor move it out of the
+    loop. Inside and outside do the same, in the memory of the previous call.
     """
 
     def __init__(self, case: Case, owner: str, layer: Layer, direction: str, plain: bool) -> None:
@@ -44,11 +44,11 @@ class Convolution:
             call = partial(apply, stride=layer.stride)
             return jax.vmap(call)(inputs, kernel) if owner == "generator" else call(inputs, kernel)
 
-        def input_gradient(slopes: jax.Array, kernel: jax.Array) -> jax.Array:
-            return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(inputs))[1](slopes)[0]
+        def input_gradient(cotangents: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(inputs))[1](cotangents)[0]
 
-        def weight_gradient(slopes: jax.Array, images: jax.Array) -> jax.Array:
-            return jax.vjp(lambda x: forward(images, x), jnp.zeros(kernel))[1](slopes)[0]
+        def weight_gradient(cotangents: jax.Array, images: jax.Array) -> jax.Array:
+            return jax.vjp(lambda x: forward(images, x), jnp.zeros(kernel))[1](cotangents)[0]
 
         operation, shapes, result = {
             "forward": (forward, (inputs, kernel), outputs),
@@ -88,7 +88,7 @@ class Convolution:
     }
 
     def time(self, where: str, calls: int) -> float:
-        """Seconds a call, of so many inside one loop or outside any."""
+        """Seconds per call, over the given number of calls inside one loop or outside."""
         started = time.perf_counter()
         if where == "inside":
             self.carry = self.inside(self.carry, jnp.int32(calls))
@@ -123,7 +123,7 @@ def time_all(machine: Worker, options: Options, report: Callable[[dict[str, Any]
 
 
 def time_one(case: Case, owner: str, layer: Any, direction: str, name: str, options: Options) -> dict[str, Any]:
-    """One direction of one convolution, inside a loop and outside any, in turns."""
+    """One direction of one convolution, inside a loop and outside, alternating."""
     result: dict[str, Any] = {"contender": name, "owner": owner, "layer": layer.name, "direction": direction}
     times: dict[str, list[float]] = {"outside": [], "inside": []}
     try:
@@ -153,9 +153,9 @@ def time_one(case: Case, owner: str, layer: Any, direction: str, name: str, opti
 
 def show(result: dict[str, Any]) -> str:
     """One line of the convolutions' table."""
-    what = f"{result['contender']:8}{result['owner']:15}{result['layer']:18}{result['direction']:17}"
+    title = f"{result['contender']:8}{result['owner']:15}{result['layer']:18}{result['direction']:17}"
     if "inside_to_outside" not in result:
-        return f"{what}{result['note']}"
+        return f"{title}{result['note']}"
     outside, inside = (result[f"milliseconds_{where}"]["median"] for where in ("outside", "inside"))
     rate = result["operations"] / inside / 1e6
-    return f"{what}{outside:10.2f}{inside:10.2f}{result['inside_to_outside']:10.2f}{rate:10.1f}"
+    return f"{title}{outside:10.2f}{inside:10.2f}{result['inside_to_outside']:10.2f}{rate:10.1f}"

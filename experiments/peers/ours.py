@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from experiments import peers
 from psgjax.config import Config, Network, named_method
-from psgjax.lowering import conv, filtering, heaps
+from psgjax.lowering import conv_cpu, filtering, heaps
 from psgjax.method import epochs, step
 from psgjax.method import state as states
 from psgjax.networks.layers import Down, Pointwise, Up
@@ -133,7 +133,7 @@ def operations(case: peers.Case, done: bool = False) -> int:
 def share_done(layer: Layer, dtype: np.dtype) -> float:
     """The part of a layer's operations that minimal filtering leaves, here and in any direction."""
     images, features = (layer.inputs, layer.outputs) if layer.kind == "Down" else (layer.outputs, layer.inputs)
-    if jax.default_backend() != "cpu" or not layer.convolution or images[-1] < conv.NARROW:
+    if jax.default_backend() != "cpu" or not layer.convolution or images[-1] < conv_cpu.NARROW:
         return 1.0
     size, height = layer.kernel[0], features[0]
     points, tiles, _ = filtering.mixing(height, layer.stride, size, dtype).features.shape
@@ -141,7 +141,7 @@ def share_done(layer: Layer, dtype: np.dtype) -> float:
 
 
 def xla_operations(case: peers.Case, done: bool = False) -> float:
-    """What XLA counts in the same update as it is handed over: elementwise arithmetic too, but no taps that fall on padding."""
+    """XLA's count of operations in the same update before optimisation: with elementwise arithmetic, without taps on padding."""
     config = configuration(case)
     state = jax.eval_shape(lambda: states.init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
@@ -151,7 +151,7 @@ def xla_operations(case: peers.Case, done: bool = False) -> float:
 
 
 class Machine:
-    """The device: its name, its matmul peak, and what a case costs in operations."""
+    """The device: its name, its matmul peak, and the operations of a case."""
 
     def __init__(self, precision: str) -> None:
         device = jax.devices()[0]

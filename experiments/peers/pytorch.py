@@ -40,7 +40,7 @@ class Generator(nn.Sequential):
 
 
 class Discriminator(nn.Sequential):
-    """Images [B, 1, 28, 28] to scores [B, 1]; spectrally normalised, one power iteration an update, if asked for."""
+    """Images [B, 1, 28, 28] to scores [B, 1]; spectrally normalised, one power iteration per update, if asked for."""
 
     def __init__(self, width: int, spectral_norm: bool) -> None:
         layers = [
@@ -152,7 +152,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def losses(method: Method, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores of generated images, [K, B], and of real ones, [B], to D's objective, the generators' summed, and who has an update.
+    """Scores of generated images, [K, B], and of real ones, [B], to D's objective, the generators' summed, and which are updated.
 
     The last is bool [K + 1], D last, or None for everyone. Each generator's objective depends on its own images' scores alone.
     """

@@ -1,4 +1,4 @@
-"""The race of `experiments.bench`: contenders that train the same case in turns, and the cases of a run."""
+"""The race of `experiments.bench`: all contenders train the same case, round by round; and the cases of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 class Entrant:
-    """A contender in a race: its worker, its times, and what ended its part, if something did."""
+    """A contender in a race: its worker, its times, and the reason why it dropped out, if it did."""
 
     def __init__(self, name: str, case: Case, options: Options) -> None:
         self.name, self.case, self.options = name, case, options
@@ -57,7 +57,7 @@ class Entrant:
             self.spent = 0.0
 
     def _run(self) -> float | None:
-        """One turn's seconds, or None for the contender that is out."""
+        """The seconds of one round, or None for a contender that dropped out."""
         if self.worker is None:
             return None
         try:
@@ -76,7 +76,7 @@ class Entrant:
         return seconds
 
     def turn(self) -> None:
-        """Make a turn's steps, unless the contender has had its time."""
+        """Make one round's steps, unless the contender has used up its time."""
         if self.spent < self.options.limit:
             seconds = self._run()
             if seconds is not None:
@@ -95,7 +95,7 @@ class Entrant:
 
 
 def race(case: Case, machine: Worker, options: Options) -> list[dict[str, Any]]:
-    """Time every contender on one case, in turns; one result each, in the order of `options.contenders`."""
+    """Time every contender on one case, round by round: one result per contender, in the order of `options.contenders`."""
     counted = machine.call("operations", case)
     entrants = [Entrant(name, case, options) for name in options.contenders]
     peaks = []
@@ -122,7 +122,7 @@ def race(case: Case, machine: Worker, options: Options) -> list[dict[str, Any]]:
 
 
 def race_all(machine: Worker, options: Options, report: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Every case asked for; on a GPU, where none is, replicas in powers of two and batch sizes until they gain under 5 %."""
+    """Every case asked for; on a GPU, if none is, replicas in powers of two, and batch sizes until the gain is below 5 %."""
     sweeps = machine.facts["platform"] != "cpu"
 
     def rate(method: str, batch_size: int, replicas: int) -> float:

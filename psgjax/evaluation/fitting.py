@@ -43,33 +43,19 @@ def fit(
 
     Args:
         images: [N, H, W, C] uint8, H and W multiples of 4.
-        labels: [N] whole numbers from 0; there are as many classes as the largest says, at least two.
+        labels: [N] whole numbers from 0 to the number of classes less one; at least two classes.
         epochs: Passes over the images.
         seed: Every random number follows from it.
-        held_out: Images and labels on which the accuracy is taken; a tenth of those given, not trained on then, if None.
+        held_out: Images and labels to measure the accuracy on; if None, a tenth of the given ones, which is not trained on.
         progress: Called after each epoch with its number, from 1, and its mean loss.
 
     Raises:
-        ValueError: If images and labels do not fit each other or what is said above.
+        ValueError: If images or labels are not as described above.
     """
-    images, labels = classifiers.check_labelled(images, labels)
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; it must be a whole number of at least 1.")
-    if held_out is None:
-        order = np.random.default_rng(seed).permutation(len(images))
-        tenth = max(1, len(images) // 10)
-        held_out = images[order[:tenth]], labels[order[:tenth]]
-        images, labels = images[order[tenth:]], labels[order[tenth:]]
-    held_out = classifiers.check_labelled(*held_out)
-    classes = int(max(labels.max(), held_out[1].max())) + 1
-    if classes < 2:
-        raise ValueError("the labels name one class; a classifier needs at least two.")
+    images, labels, held_out, classes = _checked(images, labels, held_out, seed)
     image_shape = images.shape[1:]
-    if image_shape[0] % 4 or image_shape[1] % 4:
-        raise ValueError(
-            f"images are {image_shape[0]}x{image_shape[1]}; the classifier takes sides that are multiples of 4."
-        )
-
     key, arrays = jax.random.key(seed), (jnp.asarray(images), jnp.asarray(labels))
     init, program = _training(classes, image_shape, len(images), epochs)
     params, opt_state = init(jax.random.fold_in(key, _INIT))
@@ -90,6 +76,26 @@ def fit(
     classifier = Classifier(params, image_shape, classes, info)
     info["accuracy"] = classifiers.accuracy(classifier, *held_out)
     return classifier
+
+
+def _checked(
+    images: np.ndarray, labels: np.ndarray, held_out: tuple[np.ndarray, np.ndarray] | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], int]:
+    """Training images and labels, held-out images and labels, and the number of classes (`fit`)."""
+    images, labels = classifiers.check_labelled(images, labels)
+    if held_out is None:
+        order = np.random.default_rng(seed).permutation(len(images))
+        tenth = max(1, len(images) // 10)
+        held_out = images[order[:tenth]], labels[order[:tenth]]
+        images, labels = images[order[tenth:]], labels[order[tenth:]]
+    held_out = classifiers.check_labelled(*held_out)
+    classes = int(max(labels.max(), held_out[1].max())) + 1
+    if classes < 2:
+        raise ValueError("the labels name one class; a classifier needs at least two.")
+    height, width = images.shape[1:3]
+    if height % 4 or width % 4:
+        raise ValueError(f"images are {height}x{width}; the classifier takes sides that are multiples of 4.")
+    return images, labels, held_out, classes
 
 
 def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifier | None:
@@ -172,7 +178,7 @@ def _shift(images: jax.Array, key: jax.Array) -> jax.Array:
 def _training(
     classes: int, image_shape: tuple[int, int, int], count: int, epochs: int
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """Two programs, for so many images and epochs in all, the second donated what it updates.
+    """Two programs, for the given numbers of images and epochs; the second donates what it updates.
 
     `init(key) -> (params, opt_state)`; `epoch(params, opt_state, images, labels, key) -> (params, opt_state, mean loss)`.
     """

@@ -1,7 +1,7 @@
-"""Products with channels, and what a channel's pixels share: biases and batch statistics, with the sums over pixels of both.
+"""Sums over all pixels of each channel, and what needs them: biases, batch normalisation, products, with their gradients.
 
-Arrays are [..., C]. On a CPU the backend's own sum over all axes but the last is slow, one thread and memory bound: `sums` adds up
-sixteen blocks first, elementwise, which is some ten times faster and, as a shallow tree, more exact.
+Arrays are [..., C]. A CPU backend's own sum over all axes but the last is slow: one thread, bound by memory. `sums` first adds
+sixteen blocks elementwise, which is some ten times faster and, as a shallow tree, more exact.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
     return add_bias(x, bias), None
 
 
-def _add_bias_backward(_: None, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return grad, sums(lambda g: g, grad)
+def _add_bias_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return cotangent, sums(lambda g: g, cotangent)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
@@ -52,7 +52,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply x [n, A] by a kernel [A, B]. Its gradient in the kernel is [A, B] in memory too.
+    """Multiply x [n, A] by a kernel [A, B]; the gradient with respect to the kernel is [A, B] in memory, too.
 
     Reverse mode's own is the transpose of [B, A], which all three of Adam's updates would read across its rows.
     """
@@ -63,9 +63,9 @@ def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]
     return product(x, kernel), (x, kernel)
 
 
-def _product_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    return grad @ kernel.T, x.T @ grad
+    return cotangent @ kernel.T, x.T @ cotangent
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -81,8 +81,8 @@ def normalise(
         x: [..., C], any float type.
         scale: [C].
         bias: [C].
-        axis_name: The axis of a mesh whose devices hold one batch between them, equal parts each. The gradients of scale and
-            bias are this device's part of their sum.
+        axis_name: The axis of a mesh along which the batch is sharded equally. The gradients of scale and bias are this device's
+            terms of their sum over the axis.
 
     Returns:
         The normalised x, in its type; the batch's mean and (biased) variance [C], through which no gradient flows.
@@ -91,7 +91,7 @@ def normalise(
 
 
 def _over_devices(axis_name: str | None, x: jax.Array, *sums: jax.Array) -> tuple:
-    """The number of pixels of x, and sums over them, over all devices along the axis."""
+    """The number of pixels of x and sums over them, all-reduced over the devices along the axis."""
     count = x.size // x.shape[-1]
     return (count * jax.lax.axis_size(axis_name), *jax.lax.psum(sums, axis_name)) if axis_name else (count, *sums)
 
@@ -105,14 +105,16 @@ def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_nam
     return (normalised, mean, variance), (x, mean, jnp.sqrt(variance + _EPSILON), scale)
 
 
-def _normalise_backward(axis_name: str | None, saved: tuple, grads: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalise_backward(
+    axis_name: str | None, saved: tuple, cotangents: tuple
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, mean, deviation, scale = saved
-    wide, grad = _widened(x), _widened(grads[0])
-    to_bias = sums(lambda g: g, grad)
-    to_scale = sums(lambda g, x: g * (x - mean[None]), grad, wide) / deviation
+    wide, cotangent = _widened(x), _widened(cotangents[0])
+    to_bias = sums(lambda g: g, cotangent)
+    to_scale = sums(lambda g, x: g * (x - mean[None]), cotangent, wide) / deviation
     count, all_to_scale, all_to_bias = _over_devices(axis_name, x, to_scale, to_bias)
-    slope = _beside(all_to_scale / deviation / count, x)
-    centred = grad - _beside(all_to_bias / count, x) - (wide - _beside(mean, x)) * slope
+    coefficient = _beside(all_to_scale / deviation / count, x)
+    centred = cotangent - _beside(all_to_bias / count, x) - (wide - _beside(mean, x)) * coefficient
     return (centred * _beside(scale / deviation, x)).astype(x.dtype), to_scale, to_bias
 
 

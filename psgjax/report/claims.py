@@ -27,7 +27,7 @@ _VERDICTS = {True: "reproduced", False: "not reproduced", None: "inconclusive"}
 
 
 def compare(psg: Sequence[dict[str, Any]], sngan: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The paper's three claims against the summaries of as many seeds of each: figures, verdicts, and the reason of an open one.
+    """The paper's three claims against the summaries of both methods' seeds: figures, verdicts, and why one is inconclusive.
 
     A summary is that of `convergence.summarise` with `finished` added. An unfinished run, too few epochs or a missing value
     leave a claim inconclusive. Otherwise:
@@ -38,8 +38,8 @@ def compare(psg: Sequence[dict[str, Any]], sngan: Sequence[dict[str, Any]]) -> d
     * convergence_epoch is reproduced if psg's losses settle within 0.8 of the epochs that sngan's take (how many they are
       depends on batch and data). Losses that do not settle, of any seed, decide nothing.
 
-    Each is a bound on a mean over seeds, and is met or not if the mean's whole 95 % interval lies on one side of it; one seed has
-    no interval and counts as it is.
+    Each bound applies to a mean over seeds, and counts as met, or not, only if the mean's whole 95 % interval lies on one side of
+    it; one seed has no interval, and its value decides.
     """
     runs = [*psg, *sngan]
 

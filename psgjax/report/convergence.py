@@ -1,6 +1,6 @@
-"""One run's curves and what they come to: losses, their gap, accuracy against chance, the epoch at which a curve settles.
+"""Statistics of one run's curves: losses, their gap, accuracy against chance, the epoch at which a curve settles.
 
-Pure functions of numbers; nothing here reads or writes. The rules are the constants below. They were fixed on synthetic curves
+Pure functions of arrays; nothing here reads or writes. The rules are the constants below. They were fixed on synthetic curves
 before any run was looked at, because the paper states none (docs/method.md, "What is measured").
 """
 
@@ -21,9 +21,9 @@ Curve = NDArray[np.float64]
 
 FINAL_SHARE = 0.10  # a final value is the mean over the last tenth of the epochs
 
-# Of calibrated losses. A D that makes no mistake on the held-out images has no best temperature: the sharper, the smaller its loss,
-# and what the generators lose says where the search for it ended. One mistake in 2,000 tuples costs log 2 / 2,000 or more.
-TEMPERATURES = (1e-3, 1e3)  # where `objectives.calibrated` seeks the best
+# Calibrated losses. A D that makes no mistake on the held-out images has no best temperature: its loss falls as the temperature
+# goes to 0, and the generators' losses depend on where the search ended. One mistake in 2,000 tuples costs log 2 / 2,000 or more.
+TEMPERATURES = (1e-3, 1e3)  # the range in which `objectives.calibrated` searches
 LEAST_CALIBRATED = 1e-4
 
 # When a curve has settled.
@@ -36,10 +36,10 @@ OSCILLATION = 2  # more spread than this number of times the noise between neigh
 
 
 def equilibrium(method: Method) -> tuple[float, float]:
-    """What (discriminator, one generator) lose where no image can be told from a real one and D is at its best.
+    """The losses of (discriminator, one generator) where generated images cannot be distinguished from real ones and D is optimal.
 
-    Every choice of D is then a guess. MGAN's classifier terms are logged apart and not part of this. NaN, twice, where it is not
-    known of a loss.
+    Every choice of D is then a guess. MGAN's classifier terms are logged separately and not included. NaN, twice, for a loss whose
+    equilibrium is not known.
     """
     known = parts.loss_of(method).equilibrium
     return known(method.generators, method.generator_loss == "minimax") if known else (math.nan, math.nan)
@@ -58,7 +58,7 @@ def chance_corrected(accuracy: float, chance: float) -> float:
 def loss_gap(
     generator_losses: Curve, discriminator_loss: Curve, equilibrium: tuple[float, float]
 ) -> tuple[Curve, Curve | None]:
-    """How far the two sides' losses are apart in each epoch.
+    """The distance between the two sides' losses in each epoch.
 
     Args:
         generator_losses: [K, E]; their mean stands for the generators.
@@ -97,14 +97,14 @@ def convergence_epoch(epochs: Sequence[float], curve: Curve) -> float | None:
     """The epoch from which the curve [E] has settled, or None where it never does, or where noise hides it.
 
     With the running median over 8 % of the epochs, the level (the median of the last third), and the noise (from second
-    differences, which no straight line has), this is the first epoch from which to the end
+    differences, which are 0 for a straight line), this is the first epoch from which, to the end,
 
     * the running median stays inside the band: within 5 % of the level or of the running median's whole range, or within four
       of its standard errors, whichever is largest;
     * Theil and Sen's slope times the number of epochs, the drift, is inside the band too: a straight line never settles;
     * the values spread no more than the band, or twice the noise: otherwise they oscillate;
 
-    if at least a third of the epochs is left. Where the standard error alone is more than the 5 %, nothing can be said.
+    if at least a third of the epochs is left. Where the standard error alone is more than the 5 %, there is none.
 
     Args:
         epochs: [E], their numbers; a run may end within one.

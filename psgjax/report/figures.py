@@ -62,7 +62,7 @@ def accuracy_figure(runs: list[Run]) -> Figure:
 
 
 def branches_figure(runs: list[Run]) -> Figure:
-    """How often each branch of Algorithm 1 was taken: whose image the discriminator called real, one panel per method."""
+    """How often each branch of Algorithm 1 was taken: whose image the discriminator classified as real, one panel per method."""
     figure, panels = _panels(runs, "share of triplets")
     for run, axes in zip(runs, panels, strict=True):
         _plot(axes, run, "branches", -1, color=BLACK, label="real image called real")
@@ -73,7 +73,7 @@ def branches_figure(runs: list[Run]) -> Figure:
 
 
 def samples_figure(runs: list[Run]) -> Figure:
-    """The paper's Fig. 5: one row per generator, one column per snapshot; a pixel of a sample is a whole number of the figure's."""
+    """The paper's Fig. 5: one row per generator, one column per snapshot; one sample's pixel is n by n pixels of the figure."""
     columns = max(1, *(len(run.snapshots) for run in runs))
     blocks = [block for run in runs for snapshot in run.snapshots.values() for block in snapshot]
     height, width = (max((block.shape[axis] for block in blocks), default=64) for axis in (0, 1))
@@ -102,7 +102,7 @@ def samples_figure(runs: list[Run]) -> Figure:
 
 
 def quality_figure(runs: list[Run]) -> Figure:
-    """FCD to the held-out images and their coverage at each evaluation, of all samples and of each generator's own."""
+    """FCD (Fréchet distance on the features of the shipped classifier) and coverage at each evaluation, by generator and of all."""
     runs = [run for run in runs if run.evaluations]
     figure = Figure(figsize=(1 + 4.5 * len(runs), 6.5), layout="constrained")
     panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
@@ -206,7 +206,7 @@ def _panels(runs: list[Run], label: str) -> tuple[Figure, list[Axes]]:
 
 
 def _plot(axes: Axes, run: Run, name: str, index: int | None = None, **style: Any) -> None:
-    """One of the run's curves, or a row of it, over its epochs, and its interval as a band; a single epoch is a dot."""
+    """One of the run's curves, or one row of it, and its interval as a band; a single epoch is a dot."""
     curve, half = (curves[name] if index is None else curves[name][index] for curves in (run.curves, run.bands))
     style = {"marker": "o" if len(run.lines) == 1 else None, "linewidth": 1.5} | style
     _plot_with_band(axes, run.curves["epoch"], curve, half, **style)

@@ -1,4 +1,4 @@
-"""Means over seeds and their 95 % intervals, of numbers, of curves and of whole summaries."""
+"""Means over seeds and their 95 % intervals: of numbers, curves and summaries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Estimate(float):
 def combine(trees: Sequence[Any]) -> Any:
     """One tree for all seeds from each one's, such as `convergence.summarise` gives: an `Estimate` for each number that differs.
 
-    What is the same for all stays as it is. What some seeds do not have is None: a mean is over all seeds, or there is none.
+    Values that are the same for all seeds stay as they are. A mean is over all seeds: if one has no value, it is None.
     """
     first = trees[0]
     if all(tree == first for tree in trees):
@@ -50,7 +50,7 @@ def combine(trees: Sequence[Any]) -> Any:
 
 
 def half_widths(tree: Any) -> Any:
-    """What `combine` gave, as JSON has it, with half its interval in place of each mean and None in place of all else."""
+    """A result of `combine` with half its interval in place of each mean and None in place of all else, ready for JSON."""
     if isinstance(tree, dict):
         return {key: half_widths(item) for key, item in tree.items()}
     if isinstance(tree, list):

@@ -1,7 +1,7 @@
 """A run folder in, its figures, one HTML page and summary.json out.
 
 Everything is read from the files that training left behind, so the report can be drawn again at any time, also of a run that
-is still going on, was interrupted, or lost some of its files: what is missing is said on the page.
+is still going on, was interrupted, or lost some of its files: the page says what is missing.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def write(folder: Path) -> Path:
 
 
 def _with_seeds(run: Run) -> dict[str, Any]:
-    """A method's part of summary.json: of several seeds the means, half their intervals, and each one's own."""
+    """A method's part of summary.json: for several seeds the means, half their intervals, and each seed's own values."""
     if len(run.seeds) == 1:
         return run.summary
     own = {str(seed.config.seed): seed.summary for seed in run.seeds}
@@ -82,7 +82,7 @@ def _with_seeds(run: Run) -> dict[str, Any]:
 
 
 def _collect(runs: list[Run]) -> list[str]:
-    """All runs' warnings, each once, with the methods that it concerns."""
+    """The warnings of all runs, each once, with the methods that it is about."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for text in run.warnings:

@@ -28,14 +28,14 @@ class Run:
     """What one method left in the run folder: the run of one seed, or those of several taken together."""
 
     name: str
-    seeds: list[Run]  # the run of each by itself; empty in these
+    seeds: list[Run]  # the run of each seed; empty in those
     config: Config
     environment: dict[str, Any]
     lines: list[dict[str, Any]]
     curves: dict[str, convergence.Curve]
     bands: dict[str, convergence.Curve]  # half the 95 % intervals of the curves: 0 for one seed
     summary: dict[str, Any]
-    evaluations: list[tuple[float, dict[str, Any]]]  # epoch, and what `evaluation.score` found
+    evaluations: list[tuple[float, dict[str, Any]]]  # epoch, and the result of `evaluation.score`
     neighbours: Any  # picture of samples above their nearest training images, or None
     snapshots: dict[
         int, list[Any]
@@ -156,5 +156,5 @@ def _diverged_at(folder: Path) -> int | None:
 
 
 def _scores(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What `evaluation.score` found, under its names of today."""
+    """A result of `evaluation.score`, earlier versions' names replaced."""
     return {"c2st" if name == "told_apart" else name: value for name, value in evaluation.items()}

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from psgjax.lowering import conv, filtering
+from psgjax.lowering import conv, conv_cpu, filtering
 
 SHAPES = [
     (4, 2, 3, 5),
@@ -75,9 +75,9 @@ def test_native_forms_equal_the_cpus(shape):
         images, features, kernel = arrays(*shape)
         options = {"stride": stride, "size": size}
         for cpu, native, a, b in (
-            (conv._down_cpu, conv._down_native, images, kernel),
-            (conv._up_cpu, conv._up_native, features, kernel),
-            (conv._correlate_cpu, conv._correlate_native, images, features),
+            (conv_cpu.down, conv._down_native, images, kernel),
+            (conv_cpu.up, conv._up_native, features, kernel),
+            (conv_cpu.correlate, conv._correlate_native, images, features),
         ):
             np.testing.assert_allclose(cpu(a, b, **options), native(a, b, **options), rtol=1e-12, atol=1e-12)
 
@@ -189,7 +189,7 @@ def test_convolutions_of_one_map_run_one_after_the_other():
         return sum(eqn.primitive is lax.conv_general_dilated_p for eqn in jaxpr.eqns), max(before.values())
 
     images, features, kernel = (4, 14, 14, 16), (4, 7, 7, 24), (4, 4, 16, 24)
-    forms = partial(conv._down_cpu, stride=2, size=4), partial(conv._correlate_cpu, stride=2, size=4)
+    forms = partial(conv_cpu.down, stride=2, size=4), partial(conv_cpu.correlate, stride=2, size=4)
     assert of_one(forms[0], images, kernel) == (8, 8)
     assert of_one(forms[1], images, features) == (8, 8)
 
