@@ -119,6 +119,19 @@ def packaged() -> Dataset:
     return load(Data(source="packaged"), progress=lambda line: None)
 
 
+@pytest.fixture(scope="session")
+def halves(packaged):
+    """Real images never compared with themselves: 1,000 as samples, 1,000 as the reference, 2,500 to have been trained on."""
+    order = np.random.default_rng(0).permutation(len(packaged.images))
+    return [packaged.images[order[part]] for part in (slice(1000), slice(1000, 2000), slice(2000, None))], order
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """What psgjax keeps for the user lies in the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
     """Whatever is prepared or left over lies in the test's own folder."""

@@ -62,3 +62,13 @@ def test_a_file_imports_from_its_own_room_or_from_those_below(path):
 def test_the_library_does_not_import_the_experiments():
     for path in FILES:
         assert not re.search(r"^\s*(import|from) experiments", path.read_text("utf-8"), re.MULTILINE), path
+
+
+@pytest.mark.parametrize("folder", ["experiments", "tests", "psgjax/lowering", "psgjax/report"])
+def test_no_file_is_over_300_lines_and_no_function_over_60(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
