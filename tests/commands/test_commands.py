@@ -6,10 +6,9 @@ import pytest
 
 from experiments import footprint, soak, tpu, train_classifier
 from psgjax.commands import evaluate as evaluation
-from psgjax.commands import sample
+from psgjax.commands import replay, sample
 from psgjax.config import ConfigError
 from psgjax.runs import divergence
-from psgjax.training import loop
 
 RUN = "runs/mnist/psg"
 
@@ -76,7 +75,7 @@ def test_ctrl_c_is_one_line_whatever_is_at_work(monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "evaluate", interrupt)
     monkeypatch.setattr(divergence, "replay", interrupt)
     monkeypatch.setattr(soak, "run", interrupt)
-    commands = (sample.main, [RUN]), (evaluation.main, [RUN]), (loop.main, ["--replay", "x"]), (soak.main, [])
+    commands = (sample.main, [RUN]), (evaluation.main, [RUN]), (replay.main, ["x"]), (soak.main, [])
     for main, arguments in commands:
         assert main(arguments) == 130
         out, error = capsys.readouterr()
