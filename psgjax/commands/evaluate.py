@@ -30,6 +30,8 @@ from psgjax.data import dataset as datasets
 from psgjax.data import layout, pictures
 from psgjax.data.dataset import DataError, Dataset
 from psgjax.evaluation import classifier as classifiers
+from psgjax.evaluation import features
+from psgjax.evaluation.features import Features
 from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, reference, reference_of, score
 from psgjax.evaluation.table import show
 from psgjax.files import write_atomically
@@ -86,6 +88,12 @@ class Options:
         int | None,
         Doc("Images to draw from a run, of all generators together; as many as its training did if not given."),
     ] = None
+    features: Annotated[
+        Path | None,
+        Doc(
+            "Compare by your own features: a .stablehlo file of jax.export, a function of images uint8 [n, H, W, C] to [n, F]."
+        ),
+    ] = None
     seed: Annotated[int | None, Doc("Of the latents that a run's images are drawn from; 0 if not given.")] = None
     json: Annotated[Path | None, Doc("File to write the numbers to.")] = None
     data: Place = field(default_factory=Place)
@@ -130,15 +138,19 @@ def evaluate(options: Options, console: Console) -> Scores:
         config, images = _sampled(options)
     else:
         images = read_images(options.images, options.range, "--range", note)
+    own = None if options.features is None else features.read(options.features)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("reference", total=1 + len(STAGES))
             if options.reference is None:
                 run = options.images if (options.images / "config.json").is_file() else options.images.parent
-                real = reference_of(data_of(run, config, line, override(Data(), options.data)), line)
+                data = data_of(run, config, line, override(Data(), options.data))
+                real = reference_of(data, line, own)
             else:
-                real = _reference(options, line, note)
+                real = _reference(options, own, line, note)
+            if real.embedding is not None and real.embedding.note:
+                note(real.embedding.note)
             scores = score(
                 _with_channels_of(real, images, options),
                 real,
@@ -197,7 +209,9 @@ def _sampled(options: Options) -> tuple[Config, np.ndarray]:
     return config, sample.sample(config, state, image_shape, samples // generators, options.seed or 0)
 
 
-def _reference(options: Options, line: Callable[[str], None], note: Callable[[str], None]) -> Reference:
+def _reference(
+    options: Options, own: Features | None, line: Callable[[str], None], note: Callable[[str], None]
+) -> Reference:
     """The real images that --reference names.
 
     Raises:
@@ -205,23 +219,31 @@ def _reference(options: Options, line: Callable[[str], None], note: Callable[[st
     """
     name = str(options.reference)
     if name == "packaged":
-        return reference_of(datasets.load(Data(source="packaged"), line), line)
+        return reference_of(datasets.load(Data(source="packaged"), line), line, own)
     if name in _TEST_SETS:
-        return reference_of(_test_set(name, options.data, line), line)
+        return reference_of(_test_set(name, options.data, line), line, own)
     real = read_images(Path(name), options.reference_range, "--reference-range", note)
     real = real.reshape(-1, *real.shape[2:])
     shipped = classifiers.shipped()
     fits = real.shape[1:] == shipped.image_shape
-    if options.classifier is None or not fits:
-        shape = "x".join(map(str, shipped.image_shape))
-        advice = (
-            "if they are digits like MNIST's, give --classifier mnist" if fits else f"the one for MNIST takes {shape}"
-        )
-        raise ConfigError(
-            f"nothing can be measured: the images of {name}, {'x'.join(map(str, real.shape[1:]))} without labels, have no "
-            f"classifier, on whose features the metrics are; {advice}."
-        )
-    return reference(real, None, shipped, name)
+    if options.classifier is not None:
+        if not fits:
+            sizes = ["x".join(map(str, shape)) for shape in (shipped.image_shape, real.shape[1:])]
+            raise ConfigError(
+                f"--classifier mnist takes images of {sizes[0]}, and those of {name} are {sizes[1]}; leave it out."
+            )
+        return reference(real, None, shipped, name, own)
+    if own is None:
+        data = Dataset.from_arrays(real, name=name, range="0..255")
+        _, own, why = features.of_data(data, line)
+        if own is None:
+            digits = "; digits as MNIST has them are compared with --classifier mnist" if fits else ""
+            raise ConfigError(
+                f"nothing can be measured: of the images of {name} {why}; give --features FILE.stablehlo{digits}."
+            )
+        if fits:
+            note("these are compared as any images are; digits as MNIST has them are compared with --classifier mnist")
+    return reference(real, None, None, name, own, "there are no labels")
 
 
 def _test_set(reference: str, place: Place, line: Callable[[str], None]) -> Dataset:

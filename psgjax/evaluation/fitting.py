@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -25,16 +26,17 @@ Tree = Any
 _BATCH = 128
 _LEARNING_RATE = 2e-3
 _LEAST_EPOCHS, _MOST_EPOCHS, _IMAGES = 10, 100, 300_000  # that `for_data` trains on: small sets are seen more often
+_LEAST_TURNS, _PIXELS = 3, 200_000 * 28**2  # epochs, and pixels in all, that `rotations` trains on
 _INIT, _EPOCHS = range(2)  # streams of random numbers that follow from the seed
 
 
 def fit(
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     *,
     epochs: int = 20,
     seed: int = 0,
-    held_out: tuple[np.ndarray, np.ndarray] | None = None,
+    held_out: tuple[np.ndarray, np.ndarray | None] | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Classifier:
     """Train a classifier with Adam, its learning rate falling to zero along a cosine, on randomly shifted images.
@@ -43,7 +45,8 @@ def fit(
 
     Args:
         images: [N, H, W, C] uint8, H and W multiples of 4.
-        labels: [N] whole numbers from 0 to the number of classes less one; at least two classes.
+        labels: [N] whole numbers from 0 to the number of classes less one; at least two classes. If None, the images,
+            then square, are turned by 0, 90, 180 or 270 degrees at random, and the classes are these four (Gidaris et al. 2018).
         epochs: Passes over the images.
         seed: Every random number follows from it.
         held_out: Images and labels to measure the accuracy on; if None, a tenth of the given ones, which is not trained on.
@@ -54,10 +57,11 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; it must be a whole number of at least 1.")
+    turned = labels is None
     images, labels, held_out, classes = _checked(images, labels, held_out, seed)
     image_shape = images.shape[1:]
     key, arrays = jax.random.key(seed), (jnp.asarray(images), jnp.asarray(labels))
-    init, program = _training(classes, image_shape, len(images), epochs)
+    init, program = _training(classes, image_shape, len(images), epochs, turned)
     params, opt_state = init(jax.random.fold_in(key, _INIT))
     for epoch in range(epochs):
         epoch_key = jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), epoch)
@@ -68,7 +72,7 @@ def fit(
     info = {
         "accuracy": 0.0,
         "train_images": len(images),
-        "held_out_images": len(held_out[0]),
+        "held_out_images": len(held_out[0]) // (4 if turned else 1),
         "epochs": epochs,
         "seed": seed,
         "weights_sha256": classifiers.digest(params),
@@ -79,16 +83,20 @@ def fit(
 
 
 def _checked(
-    images: np.ndarray, labels: np.ndarray, held_out: tuple[np.ndarray, np.ndarray] | None, seed: int
+    images: np.ndarray, labels: np.ndarray | None, held_out: tuple[np.ndarray, np.ndarray | None] | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], int]:
     """Training images and labels, held-out images and labels, and the number of classes (`fit`)."""
-    images, labels = classifiers.check_labelled(images, labels)
+    turned = labels is None
+    images, labels = classifiers.check_labelled(images, np.zeros(len(images), int) if labels is None else labels)
     if held_out is None:
         order = np.random.default_rng(seed).permutation(len(images))
         tenth = max(1, len(images) // 10)
         held_out = images[order[:tenth]], labels[order[:tenth]]
         images, labels = images[order[tenth:]], labels[order[tenth:]]
-    held_out = classifiers.check_labelled(*held_out)
+    if turned:
+        pixels = classifiers.check_images(held_out[0])
+        held_out = np.concatenate([np.rot90(pixels, k, (1, 2)) for k in range(4)]), np.repeat(np.arange(4), len(pixels))
+    held_out = classifiers.check_labelled(held_out[0], np.zeros(0) if held_out[1] is None else held_out[1])
     classes = int(max(labels.max(), held_out[1].max())) + 1
     if classes < 2:
         raise ValueError("the labels name one class; a classifier needs at least two.")
@@ -117,7 +125,26 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
     if real_mnist and data.images.shape[1:] == classifiers.shipped().image_shape:
         return classifiers.shipped()
     digest = hashlib.sha256(data.info["sha256"].encode() + np.ascontiguousarray(data.labels, np.int32).data).hexdigest()
-    path = kept.cache_folder() / "classifiers" / f"{digest}.safetensors"
+    epochs = min(max(_LEAST_EPOCHS, math.ceil(_IMAGES / len(data.images))), _MOST_EPOCHS)
+    return _kept_or_trained(data, Path("classifiers", digest), "classifier", epochs, progress)
+
+
+def rotations(data: Dataset, progress: Callable[[str], None] = print) -> Classifier:
+    """A network that tells by how much square images of a data set, sides multiples of 4, were turned; its accuracy in `info`.
+
+    It is trained on first use, which takes a minute or two, and kept as `for_data` has it.
+    """
+    pixels = math.prod(data.images.shape[1:3])
+    epochs = min(max(_LEAST_TURNS, math.ceil(_PIXELS / pixels / len(data.images))), _MOST_EPOCHS)
+    unlabelled = dataclasses.replace(data, labels=None, held_out_labels=None)
+    return _kept_or_trained(
+        unlabelled, Path("rotations", data.info["sha256"]), "features that tell rotations", epochs, progress
+    )
+
+
+def _kept_or_trained(data: Dataset, place: Path, what: str, epochs: int, progress: Callable[[str], None]) -> Classifier:
+    """The network kept in that place of the user's cache folder, or one that is trained now, and kept there."""
+    path = (kept.cache_folder() / place).with_suffix(".safetensors")
     if path.exists():
         try:
             return classifiers.read(path)
@@ -125,22 +152,18 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
             aside = path.with_suffix(".damaged")
             progress(f"{error} Set aside as {aside.name}.")
             path.replace(aside)
-    return _train_and_keep(data, path, progress)
-
-
-def _train_and_keep(data: Dataset, path: Path, progress: Callable[[str], None]) -> Classifier:
-    name, epochs = data.info["name"], min(max(_LEAST_EPOCHS, math.ceil(_IMAGES / len(data.images))), _MOST_EPOCHS)
-    progress(f"training a classifier for {name} on {len(data.images):,} images, {epochs} epochs, on first use")
+    name = data.info["name"]
+    article = "" if what.startswith("features") else "a "
+    progress(f"training {article}{what} for {name} on {len(data.images):,} images, {epochs} epochs, on first use")
 
     def tell(epoch: int, loss: float) -> None:
         if epoch == epochs or epoch % max(1, epochs // 10) == 0:
-            progress(f"classifier for {name}: epoch {epoch} of {epochs}, loss {loss:.4f}")
+            progress(f"{what} for {name}: epoch {epoch} of {epochs}, loss {loss:.4f}")
 
-    labels, held_out_labels = data.both_labels
-    held_out = (data.held_out_images, held_out_labels) if len(data.held_out_images) else None
-    classifier = fit(data.images, labels, epochs=epochs, held_out=held_out, progress=tell)
+    held_out = (data.held_out_images, data.held_out_labels) if len(data.held_out_images) else None
+    classifier = fit(data.images, data.labels, epochs=epochs, held_out=held_out, progress=tell)
     classifier.info.update(data=name, data_sha256=data.info["sha256"])
-    progress(f"classifier for {name}: {classifier.info['accuracy']:.2%} of the held-out images right")
+    progress(f"{what} for {name}: {classifier.info['accuracy']:.2%} of the held-out images right")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         classifier.info["sha256"] = classifiers.save(classifier, path)
@@ -176,7 +199,7 @@ def _shift(images: jax.Array, key: jax.Array) -> jax.Array:
 
 @functools.cache
 def _training(
-    classes: int, image_shape: tuple[int, int, int], count: int, epochs: int
+    classes: int, image_shape: tuple[int, int, int], count: int, epochs: int, turned: bool = False
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Two programs, for the given numbers of images and epochs; the second donates what it updates.
 
@@ -195,13 +218,17 @@ def _training(
 
     def epoch(params: Tree, opt_state: Tree, images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple:
         order_key, shift_key = jax.random.split(key)
+        turn_key = jax.random.fold_in(shift_key, count)
         order = jax.random.permutation(order_key, count)
 
         def body(i: jax.Array, carry: tuple) -> tuple:
             params, opt_state, total = carry
             chosen = jax.lax.dynamic_slice_in_dim(order, i * batch, batch)
-            shifted = _shift(images[chosen], jax.random.fold_in(shift_key, i))
-            value, grads = jax.value_and_grad(loss)(params, shifted, labels[chosen])
+            shifted, right = _shift(images[chosen], jax.random.fold_in(shift_key, i)), labels[chosen]
+            if turned:
+                right = jax.random.randint(jax.random.fold_in(turn_key, i), (batch,), 0, 4)
+                shifted = jnp.stack([jnp.rot90(shifted, k, (1, 2)) for k in range(4)])[right, jnp.arange(batch)]
+            value, grads = jax.value_and_grad(loss)(params, shifted, right)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state, total + value
 

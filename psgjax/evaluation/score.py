@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from psgjax.data.dataset import Dataset
-from psgjax.evaluation import c2st, fitting, frechet, manifold, modes, neighbours
+from psgjax.evaluation import c2st, features, frechet, manifold, modes, neighbours
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier
+from psgjax.evaluation.features import Features
 
 Scores = dict[str, Any]
+Embedding = Features | Callable[[np.ndarray], Any] | None
 
 NEIGHBOURS = 5  # of the manifold metrics
-# The metrics that need a classifier, several generators, or the training images.
-CLASSIFIED = (
-    *("fcd", "histogram", "histogram_kl", "missing_classes", "precision", "recall", "density", "coverage"),
-    *("classifier_score", "kid", "kid_standard_error"),
-)
+# The metrics that need features, a classifier, several generators (the first of them a classifier, too), or the training images.
+EMBEDDED = ("fcd", "precision", "recall", "density", "coverage", "kid", "kid_standard_error")
+CLASSIFIED = ("histogram", "histogram_kl", "missing_classes", "classifier_score")
 BETWEEN = ("histogram_divergence", "c2st")
 MEMORISED = ("memorisation_rate",)
 
@@ -39,7 +39,9 @@ class Reference:
         sha256: Of their bytes.
         training: [N, H, W, C] uint8, or None where there are none to be memorised.
         classifier: Of the data's classes, or None for data without labels; what needs it is left out then.
-        features: [M, F] float32, the classifier's penultimate features of `images`.
+        embedding: What images are compared by, or None; what needs it is left out then.
+        why: There is no classifier, or no embedding.
+        features: [M, F] float32, those of `images`.
         counts: [classes], how many of `images` the classifier gives to each class.
         distances: [M], from each image to the nearest training image.
     """
@@ -49,14 +51,17 @@ class Reference:
     sha256: str
     training: np.ndarray | None
     classifier: Classifier | None
+    embedding: Features | None
+    why: str
     features: np.ndarray | None
     counts: np.ndarray | None
     distances: np.ndarray | None
 
 
-def reference_of(data: Dataset, progress: Callable[[str], None] = print) -> Reference:
-    """The held-out images of a data set, with its classifier and its training images."""
-    return reference(data.held_out_images, data.images, fitting.for_data(data, progress), described(data))
+def reference_of(data: Dataset, progress: Callable[[str], None] = print, embedding: Embedding = None) -> Reference:
+    """The held-out images of a data set, with its classifier, its training images and, if no others are given, its features."""
+    classifier, own, why = features.of_data(data, progress)
+    return reference(data.held_out_images, data.images, classifier, described(data), embedding or own, why)
 
 
 def described(data: Dataset) -> str:
@@ -66,17 +71,35 @@ def described(data: Dataset) -> str:
 
 
 def reference(
-    images: np.ndarray, training: np.ndarray | None, classifier: Classifier | None, description: str
+    images: np.ndarray,
+    training: np.ndarray | None,
+    classifier: Classifier | None,
+    description: str,
+    embedding: Embedding = None,
+    why: str = "there is no classifier",
 ) -> Reference:
-    """The reference that real images [M, H, W, C] uint8 make, of which the training images [N, H, W, C] are none."""
-    features = counts = distances = None
+    """The reference that real images [M, H, W, C] uint8 make, of which the training images [N, H, W, C] are none.
+
+    Args:
+        images: The real ones.
+        training: Those that may be memorised, if there are any.
+        classifier: Of their classes, if there is one.
+        description: Of the real images.
+        embedding: What images are compared by: features, or a function of images; the classifier's features if not given.
+        why: There is no classifier, or nothing to compare images by.
+    """
+    embedded = counts = distances = None
+    if callable(embedding):
+        embedding = features.of_function(embedding, images)
     if classifier is not None:
-        features, probabilities = classifiers.apply(classifier, images)
-        counts = _counts(probabilities)
+        embedding = embedding or features.of_network(classifier)
+        counts = _counts(classifiers.apply(classifier, images)[1])
+    if embedding is not None:
+        embedded = embedding.of(images)
     if training is not None:
         _, distances = neighbours.nearest(images, training)
     sha256 = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-    return Reference(description, images, sha256, training, classifier, features, counts, distances)
+    return Reference(description, images, sha256, training, classifier, embedding, why, embedded, counts, distances)
 
 
 STAGES = ("features", "all samples", "kernel distance", "generators", "nearest training images")
@@ -104,7 +127,9 @@ def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] =
     scores |= {"reference_description": real.description, "reference_sha256": real.sha256}
     if real.classifier is not None:
         scores["classifier"] = real.classifier.info["weights_sha256"][:12]
-        scores |= _classified(images, real.classifier, real, progress)
+    if real.embedding is not None:
+        scores |= {"features": real.embedding.name, "features_sha256": real.embedding.sha256}
+        scores |= _compared(images, real.embedding, real, progress)
     if real.training is not None:
         assert real.distances is not None
         progress(STAGES[4])
@@ -123,46 +148,54 @@ def _left_out(scores: Scores, generators: int, real: Reference) -> dict[str, str
     if generators == 1:
         reasons |= dict.fromkeys(BETWEEN, "there is one generator, and nothing to compare it with")
     if real.classifier is None:
-        reasons |= dict.fromkeys((*CLASSIFIED, *BETWEEN), "there is no classifier")
+        reasons |= dict.fromkeys((*CLASSIFIED, BETWEEN[0]), real.why)
+    if real.embedding is None:
+        reasons |= dict.fromkeys((*EMBEDDED, BETWEEN[1]), real.why)
     if real.training is None:
         reasons |= dict.fromkeys(MEMORISED, "the reference has no training images")
     return reasons
 
 
-def _classified(images: np.ndarray, classifier: Classifier, real: Reference, progress: Callable[[str], None]) -> Scores:
-    """What is measured on the classifier's features and probabilities."""
+def _compared(images: np.ndarray, embedding: Features, real: Reference, progress: Callable[[str], None]) -> Scores:
+    """What is measured on features and, where there is a classifier, on its probabilities."""
     assert real.features is not None
     progress(STAGES[0])
-    features, probabilities = classifiers.apply(classifier, images.reshape(-1, *images.shape[2:]))
+    together, generators = images.reshape(-1, *images.shape[2:]), len(images)
+    found = embedding.of(together)
+    probabilities = None if real.classifier is None else classifiers.apply(real.classifier, together)[1]
     progress(STAGES[1])
-    scores = _of_features(features, probabilities, real)
-    scores["classifier_score"] = modes.classifier_score(probabilities)
+    scores = _of_features(found, probabilities, real)
+    if probabilities is not None:
+        scores["classifier_score"] = modes.classifier_score(probabilities)
     progress(STAGES[2])
-    kid, error = frechet.kernel_distance(real.features, features)
+    kid, error = frechet.kernel_distance(real.features, found)
     scores |= {"kid": kid, "kid_standard_error": error}
-    if len(images) > 1:
+    if generators > 1:
         progress(STAGES[3])
-        by_generator = features.reshape(*images.shape[:2], -1)
-        split = probabilities.reshape(*images.shape[:2], -1)
+        by_generator = found.reshape(*images.shape[:2], -1)
+        split = [None] * generators if probabilities is None else np.split(probabilities, generators)
         scores["generators"] = [_of_features(f, p, real) for f, p in zip(by_generator, split, strict=True)]
-        scores["histogram_divergence"] = modes.class_divergence(np.stack([_counts(each) for each in split]))
+        if probabilities is not None:
+            counts = [_counts(each) for each in np.split(probabilities, generators)]
+            scores["histogram_divergence"] = modes.class_divergence(np.stack(counts))
         scores["c2st"] = c2st.accuracy(by_generator)
     return scores
 
 
-def _of_features(features: np.ndarray, probabilities: np.ndarray, real: Reference) -> Scores:
+def _of_features(found: np.ndarray, probabilities: np.ndarray | None, real: Reference) -> Scores:
     """What is said of each generator, too."""
     assert real.features is not None
-    assert real.counts is not None
-    counts = _counts(probabilities)
-    unknown = np.any((counts > 0) & (real.counts == 0))  # a class that the reference lacks is infinitely far
-    return {
-        "fcd": frechet.frechet_distance(real.features, features),
-        "histogram": (counts / counts.sum()).tolist(),
-        "histogram_kl": None if unknown else modes.class_kl(counts, real.counts),
-        "missing_classes": modes.classes_missing(counts),
-        **manifold.precision_recall_density_coverage(real.features, features, k=NEIGHBOURS),
-    }
+    assert real.embedding is not None
+    scores: Scores = {real.embedding.distance: frechet.frechet_distance(real.features, found)}
+    if probabilities is not None and real.counts is not None:
+        counts = _counts(probabilities)
+        unknown = np.any((counts > 0) & (real.counts == 0))  # a class that the reference lacks is infinitely far
+        scores |= {
+            "histogram": (counts / counts.sum()).tolist(),
+            "histogram_kl": None if unknown else modes.class_kl(counts, real.counts),
+            "missing_classes": modes.classes_missing(counts),
+        }
+    return scores | manifold.precision_recall_density_coverage(real.features, found, k=NEIGHBOURS)
 
 
 def _counts(probabilities: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ _ELSEWHERE = (
     "reference_description",
     "reference_sha256",
     "classifier",
+    "features",
+    "features_sha256",
     "generators",
     "left_out",
     "notes",
@@ -31,7 +33,9 @@ def show(scores: Scores, images: Path, console: Console) -> None:
     count, sha256 = scores["reference"], scores["reference_sha256"]
     say(f"against {scores['reference_description']}: {count:,} images, SHA-256 {sha256[:12]}")
     if "classifier" in scores:
-        say(f"on the features of the classifier whose weights have the SHA-256 {scores['classifier']}")
+        say(f"with the classifier whose weights have the SHA-256 {scores['classifier']}")
+    if "features" in scores:
+        say(f"on the features {scores['features']}, SHA-256 {scores['features_sha256'][:12]}")
     console.width = max(console.width, 80)  # a narrower terminal wraps lines, and cuts none
     for table in tables(scores):
         console.print(table)
@@ -58,18 +62,6 @@ def tables(scores: Scores) -> list[Table]:
             table.add_row(name, *cells)
         result.append(table)
     return result
-
-
-_ELSEWHERE = (
-    "generators",
-    "left_out",
-    "notes",
-    "samples",
-    "reference",
-    "reference_description",
-    "reference_sha256",
-    "classifier",
-)
 
 
 def _rows(scores: Scores) -> dict[str, str]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from psgjax.report import convergence
 from psgjax.report.results import Run
+from psgjax.runs.metrics import distance_of
 
 # Okabe and Ito's palette, distinct for every kind of colour vision; yellow last, being the weakest on white. Black is D's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
@@ -106,13 +107,15 @@ def quality_figure(runs: list[Run]) -> Figure:
     runs = [run for run in runs if run.evaluations]
     figure = Figure(figsize=(1 + 4.5 * len(runs), 6.5), layout="constrained")
     panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
-    for key, label, row in (("fcd", "FCD", panels[0]), ("coverage", "coverage", panels[1])):
+    for key, label, row in (("fcd", "Fréchet distance", panels[0]), ("coverage", "coverage", panels[1])):
         for run, axes in zip(runs, row, strict=True):
             epochs = [epoch for epoch, _ in run.evaluations]
             found = [scores for _, scores in run.evaluations]
             rows = [[scores["generators"][i] for scores in found] for i in range(len(found[-1].get("generators", [])))]
             for index, scores_of in enumerate([*rows, found]):
-                values = [scores.get(key, math.nan) for scores in scores_of]
+                values = [
+                    scores.get(key, math.nan) if key == "coverage" else distance_of(scores) for scores in scores_of
+                ]
                 own = {"color": _colour(index), "marker": ".", "label": f"generator {index + 1}"}
                 together = {"color": BLACK, "marker": "o", "label": "all samples", "linewidth": 2.0}
                 half = np.array([getattr(value, "half", 0.0) for value in values])

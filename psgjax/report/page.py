@@ -63,6 +63,7 @@ def write(folder: Path) -> Path:
             [dataclasses.asdict(run.config) | {"seed": [seed.config.seed for seed in run.seeds]} for run in runs]
         ),
         environment=_rows([run.environment for run in runs]),
+        distances=sorted({name[3:] for run in runs for name in run.summary["quality"] or {} if name.startswith("fd_")}),
         regularisers=sorted({name for run in runs for name in run.summary["regularisers"]}),
         convergence=convergence,
         claims=claims,

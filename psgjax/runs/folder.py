@@ -26,7 +26,7 @@ from psgjax.runs.checkpoint import CheckpointError, Checkpoints
 from psgjax.runs.identity import check_folder
 from psgjax.runs.identity import data_of as data_of
 from psgjax.runs.identity import read_config as read_config
-from psgjax.runs.metrics import Line, MetricsFile, read_lines
+from psgjax.runs.metrics import Line, MetricsFile, distance_of, read_lines
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # of a file system that has none
 
@@ -90,16 +90,14 @@ class RunFolder:
         self.on_line: Callable[[Line], None] = lambda line: None
         self._metrics: MetricsFile | None = None
         self._best: Checkpoints | None = None
-        self._least_fcd = np.inf
+        self._least = np.inf
 
     def begin(self, step: int) -> None:
         """Continue metrics.jsonl, and the search for the best state, after that step."""
         self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
         lines = read_lines(self.path / "metrics.jsonl")
         self.last_line = lines[-1] if lines else None
-        self._least_fcd = min(
-            (line["evaluation"].get("fcd", np.inf) for line in lines if "evaluation" in line), default=np.inf
-        )
+        self._least = min((distance_of(line["evaluation"]) for line in lines if "evaluation" in line), default=np.inf)
         if self.config.evaluation_epochs:
             self._best = Checkpoints(self.path / "best", keep=1)
 
@@ -115,12 +113,12 @@ class RunFolder:
         self.last_line = line
         self.on_line(line)
 
-    def offer(self, state: TrainState, fcd: float) -> None:
-        """Keep the state in best/ if none before it had a smaller FCD."""
+    def offer(self, state: TrainState, distance: float) -> None:
+        """Keep the state in best/ if none before it had a smaller Fréchet distance, which is FCD where there are labels."""
         assert self._best
-        if fcd < self._least_fcd:
-            self._least_fcd = fcd
-            self._best.save(state, {"fcd": fcd})
+        if distance < self._least:
+            self._least = distance
+            self._best.save(state, {"fcd": distance})
 
     def picture(self, epoch: float, images: np.ndarray) -> None:
         """A grid of images [K, n, H, W, C] in [-1, 1] under samples/."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def read_lines(path: Path) -> list[Line]:
         except (ValueError, RecursionError):
             break
     return lines
+
+
+def distance_of(scores: dict[str, Any]) -> Any:
+    """The Fréchet distance among an evaluation's scores, on whatever features: fcd, or fd_ and their name; infinite if none."""
+    return next((value for name, value in scores.items() if name == "fcd" or name.startswith("fd_")), math.inf)
 
 
 def check_lines(path: Path, step: int, every: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,7 @@ class Run:
         samples: int | None = None,
         seed: int = 0,
         classifier: Literal["mnist"] | None = None,
+        features: Callable[[np.ndarray], Any] | None = None,
         range: RangeName | None = None,
     ) -> dict[str, Any]:
         """The quality of samples, as a dictionary (`docs/evaluation.md`).
@@ -97,7 +98,9 @@ class Run:
             samples: The number of samples of all generators together; `config.evaluation_samples` if not given.
             seed: Of the samples.
             classifier: "mnist" where an array holds digits as MNIST has them: the features are those of its classifier then. A
-                data set with labels has a classifier; without any, the metrics that need one are left out.
+                data set with labels has a classifier, one without has features that tell rotations apart, trained on first use.
+            features: A function of images uint8 [n, H, W, C] to features [n, F] by which they are compared, such as a network's;
+                then the Fréchet distance is called fd_ and its name.
             range: What black and white are in an array, as in "0..1", where its values do not make that certain.
 
         Raises:
@@ -109,11 +112,11 @@ class Run:
 
         count = (self.config.evaluation_samples if samples is None else samples) // self.config.method.generators
         if isinstance(held_out, Dataset):
-            real = reference_of(held_out, progress=lambda line: None)
+            real = reference_of(held_out, lambda line: None, features)
         else:
             images = layout.to_images(np.asarray(held_out), "held_out", range, "range=")
             images = images.reshape(-1, *images.shape[2:])
-            real = reference(images, None, shipped() if classifier else None, "an array")
+            real = reference(images, None, shipped() if classifier else None, "an array", features)
         try:
             return score(self._of_each(count, seed), real)
         except ValueError as error:

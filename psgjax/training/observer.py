@@ -17,11 +17,12 @@ from rich.console import Console
 from psgjax.config import Config
 from psgjax.data.dataset import Dataset
 from psgjax.data.pictures import image_grid, write_png
-from psgjax.evaluation.fitting import for_data
+from psgjax.evaluation.features import of_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
 from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
 from psgjax.runs.folder import RunFolder
+from psgjax.runs.metrics import distance_of
 from psgjax.shell import tell
 
 Tree = Any
@@ -62,9 +63,11 @@ class Observer:
     def prepare(self, console: Console) -> None:
         """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained."""
         if self.config.evaluation_epochs:
-            classifier = for_data(self.data, tell(console))
+            classifier, own, why = of_data(self.data, tell(console))
+            if own is None:
+                tell(console)(f"the quality of samples is not measured: {why}")
             images = (self.data.held_out_images, self.data.images)
-            self.real = self.worker.submit(reference, *images, classifier, described(self.data))
+            self.real = self.worker.submit(reference, *images, classifier, described(self.data), own, why)
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:
         """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""
@@ -123,7 +126,7 @@ class Observer:
 
         def wait() -> Scores:
             scores = future.result()
-            run.offer(kept, scores.get("fcd", np.inf))
+            run.offer(kept, distance_of(scores))
             return scores
 
         return wait

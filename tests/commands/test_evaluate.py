@@ -10,6 +10,7 @@ from PIL import Image
 
 from psgjax.commands import evaluate as command
 from psgjax.data import dataset, idx, tfds
+from psgjax.evaluation import fitting
 
 PACKAGED = ("--reference", "packaged")
 DIGITS = ("--classifier", "mnist")
@@ -129,14 +130,20 @@ def test_a_stand_in_is_asked_for_by_name_and_recorded(halves, packaged, tmp_path
     assert "nothing says what" in refusal(capsys, tmp_path / "a.npy")
 
 
-def test_own_images_are_not_scored_as_digits_unasked(halves, tmp_path, capsys):
+def test_own_images_are_not_scored_as_digits_unasked(halves, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fitting, "_PIXELS", 1000)
     np.save(tmp_path / "a.npy", halves[0][0][:60])
     np.save(tmp_path / "b.npy", np.full((9, 8, 8), 255, np.uint8))
-    for name, message in (("a.npy", "give --classifier mnist"), ("b.npy", "the one for MNIST takes 28x28x1")):
+    for name, message in (
+        ("a.npy", "digits as MNIST has them are compared with --classifier mnist"),
+        ("b.npy", "useless"),
+    ):
         error = refusal(capsys, tmp_path / "a.npy", "--reference", tmp_path / name, "--json", tmp_path / "out.json")
         assert "nothing can be measured" in error
+        assert "useless" in error
         assert message in error
-    assert "takes 28x28x1" in refusal(capsys, tmp_path / "b.npy", "--reference", tmp_path / "b.npy", *DIGITS)
+    assert "takes images of 28x28x1" in refusal(capsys, tmp_path / "b.npy", "--reference", tmp_path / "b.npy", *DIGITS)
     assert not (tmp_path / "out.json").exists()
 
 

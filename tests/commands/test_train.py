@@ -5,8 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import sources
+from PIL import Image
+
 import psgjax
+from experiments import fashion_mnist
 from psgjax import __main__ as doors
+from psgjax.data import idx
 
 QUICK = ["--epochs", "1", "--batch-size", "500", "--network.width", "4", "--evaluation-epochs", "0"]
 
@@ -36,3 +42,62 @@ def test_an_unknown_door_is_one_line_and_help_loads_no_jax():
         assert "Traceback" not in done.stderr
     assert "error: unknown command 'trian'; known are train, sample, evaluate, report, replay." in done.stderr
     assert run("--version").stdout.strip() == psgjax.__version__
+
+
+def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / "mine" / name / f"{i}.png")
+    small = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--network.width",
+        "2",
+        "--evaluation-epochs",
+        "0",
+        "--methods",
+        "gan",
+    ]
+    given = [
+        *small,
+        "--data.source",
+        "folder",
+        "--data.size",
+        "8",
+        "--data.flip",
+        "True",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert doors.main(["train", *given, "--data.dir", str(tmp_path / "mine")]) == 0
+    assert "on mine, 22 training and 2 held-out images" in capsys.readouterr().out
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    assert doors.main(["train", *given, "--data.dir", str(tmp_path / "moved")]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert doors.main(["train", *given, "--data.dir", str(tmp_path / "moved"), "--data.colour", "grey"]) == 2
+    assert "training images are not those" in capsys.readouterr().err
+
+
+def test_an_experiment_of_ones_own_is_a_preset(tmp_path, monkeypatch, capsys):
+    folder = sources.write(tmp_path / "idx", sources.contents())
+    monkeypatch.setattr(idx, "published_name", lambda *_: "fashion_mnist")
+    given = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "8",
+        "--network.width",
+        "2",
+        "--evaluation-epochs",
+        "0",
+        "--methods",
+        "gan",
+    ]
+    given += ["--out", str(tmp_path / "out")]
+    assert fashion_mnist.main([*given, "--data.source", "idx", "--data.dir", str(folder)]) == 0
+    assert "on Fashion-MNIST, 40 training and 20 held-out images" in capsys.readouterr().out
+    assert len(Path(fashion_mnist.__file__).read_text().splitlines()) < 40

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from psgjax.evaluation import classifier as classifiers
-from psgjax.evaluation.score import BETWEEN, CLASSIFIED, beside_nearest, reference, score
+from psgjax.evaluation.score import BETWEEN, CLASSIFIED, EMBEDDED, beside_nearest, reference, score
 from psgjax.evaluation.table import show
 
 
@@ -95,7 +95,7 @@ def test_generators_that_differ_are_named(packaged, real):
 def test_what_is_left_out_is_said_with_the_reason(halves, real, floor, capsys):
     (samples, held_out, training), _ = halves
     found = score(samples[None, :20], reference(held_out, training, None, "real images"))
-    assert set(found["left_out"]) == {*CLASSIFIED, *BETWEEN}
+    assert set(found["left_out"]) == {*EMBEDDED, *CLASSIFIED, *BETWEEN}
     assert found["memorisation_rate"] is not None
     assert floor["left_out"] == {}
     alone = score(samples[None, :20], real)["left_out"]
@@ -120,10 +120,11 @@ def test_a_table_fits_80_columns_and_cuts_no_name_and_no_number(generators, floo
     out = capsys.readouterr().out
     words = out.split()
     names = {*floor, "gen.", str(generators), "-1.234e-05"} - {"generators", "left_out", "histogram"}
-    assert names - {*words} == {"samples", "reference", "reference_description", "reference_sha256"} - {*words}
+    elsewhere = {"samples", "reference", "reference_description", "reference_sha256", "features", "features_sha256"}
+    assert names - {*words} == elsewhere - {*words}
     assert words.count("fcd") == -(-generators // 3)
     assert "…" not in out
-    assert max(map(len, out.splitlines()[4:])) <= 80
+    assert max(map(len, out.splitlines()[5:])) <= 80
 
 
 def test_a_constant_batch_has_finite_scores(real):

@@ -126,7 +126,7 @@ def test_a_run_is_scored_against_images_with_and_without_labels(first_run, image
     scores = first_run.score(data, samples=24)
     assert (scores["samples"], scores["reference"]) == (24, 16)
     assert 0 <= scores["memorisation_rate"] <= 1
-    assert scores["left_out"]["fcd"] == "there is no classifier"
+    assert "are useless" in scores["left_out"]["fcd"]  # of noise: nothing tells how it was turned
     assert first_run.score(images, samples=24)["reference"] == 32
     with pytest.raises(ConfigError, match="the reference needs"):
         first_run.score(images[:, :4], samples=24)
