@@ -120,10 +120,10 @@ def test_pytorch_makes_the_same_update(update):
     np.testing.assert_allclose(g_loss.item(), gated["generators"].sum(), rtol=1e-4)
     moments = after.generators.opt_state[0].mu, after.discriminator.opt_state[0].mu
     updated = after.generators.params, after.discriminator.params
-    for module, slopes, values in zip(modules, converted(*moments), converted(*updated), strict=True):
-        agree([2 * slope for slope in slopes], [p.grad.numpy() for p in by_name(module)])
+    for module, gradients, values in zip(modules, converted(*moments), converted(*updated), strict=True):
+        agree([2 * gradient for gradient in gradients], [p.grad.numpy() for p in by_name(module)])
         # Adam's first step goes by a gradient's sign, and that of one that should be zero is chance.
-        clear = [np.abs(slope) > 1e-6 for slope in slopes]
+        clear = [np.abs(gradient) > 1e-6 for gradient in gradients]
         found = [p.detach().numpy() for p in by_name(module)]
         agree(
             [a[mask] for a, mask in zip(values, clear, strict=True)],

@@ -62,9 +62,9 @@ def test_equals_lax_with_its_gradients(shape, dtype):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * abs(want).max())
 
     for ours, reference, first in ((conv.down, reference_down, images), (conv.up, reference_up, features)):
-        got, pull = jax.vjp(lambda a, b, f=ours: f(a, b, stride=stride), first, kernel)
-        want, reference_pull = jax.vjp(reference, first, kernel)
-        for mine, theirs in zip((got, *pull(want)), (want, *reference_pull(want)), strict=True):
+        got, vjp = jax.vjp(lambda a, b, f=ours: f(a, b, stride=stride), first, kernel)
+        want, reference_vjp = jax.vjp(reference, first, kernel)
+        for mine, theirs in zip((got, *vjp(want)), (want, *reference_vjp(want)), strict=True):
             assert_close(mine, theirs)
 
 
@@ -164,8 +164,8 @@ def test_a_gradient_mixes_rows_once_for_both_maps_that_read_them(function):
         return compiled.cost_analysis()["flops"]
 
     def with_gradients(first, kernel, grad):
-        result, pull = jax.vjp(partial(function, stride=2), first, kernel)
-        return result, pull(grad)
+        result, vjp = jax.vjp(partial(function, stride=2), first, kernel)
+        return result, vjp(grad)
 
     maps = [
         operations(partial(conv.down, stride=2), images, kernel),

@@ -41,25 +41,25 @@ def test_sums_of_what_is_then_changed_are_of_what_it_was(rows):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_biass_gradient_is_autodiffs(shape):
     with jax.enable_x64(True):
-        x, bias, slopes = normal(*shape), normal(shape[-1], seed=1), normal(*shape, seed=2)
-        got, pull = jax.vjp(reductions.add_bias, x, bias)
-        want, reference_pull = jax.vjp(lambda x, bias: x + jnp.broadcast_to(bias, x.shape), x, bias)
+        x, bias, cotangents = normal(*shape), normal(shape[-1], seed=1), normal(*shape, seed=2)
+        got, vjp = jax.vjp(reductions.add_bias, x, bias)
+        want, reference_vjp = jax.vjp(lambda x, bias: x + jnp.broadcast_to(bias, x.shape), x, bias)
         np.testing.assert_array_equal(got, want)
-        for mine, theirs in zip(pull(slopes), reference_pull(slopes), strict=True):
+        for mine, theirs in zip(vjp(cotangents), reference_vjp(cotangents), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_a_products_gradients_are_autodiffs_and_the_kernels_is_not_transposed():
-    def to_kernel(multiply, x, kernel, slopes):
-        return jax.vjp(lambda kernel: multiply(x, kernel), kernel)[1](slopes)[0]
+    def to_kernel(multiply, x, kernel, cotangents):
+        return jax.vjp(lambda kernel: multiply(x, kernel), kernel)[1](cotangents)[0]
 
     with jax.enable_x64(True):
-        x, kernel, slopes = normal(5, 3), normal(3, 4, seed=1), normal(5, 4, seed=2)
-        (got, pull), (want, reference_pull) = (jax.vjp(f, x, kernel) for f in (reductions.product, jnp.matmul))
-        for mine, theirs in zip((got, *pull(slopes)), (want, *reference_pull(slopes)), strict=True):
+        x, kernel, cotangents = normal(5, 3), normal(3, 4, seed=1), normal(5, 4, seed=2)
+        (got, vjp), (want, reference_vjp) = (jax.vjp(f, x, kernel) for f in (reductions.product, jnp.matmul))
+        for mine, theirs in zip((got, *vjp(cotangents)), (want, *reference_vjp(cotangents)), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12)
         last = [
-            jax.make_jaxpr(partial(to_kernel, f))(x, kernel, slopes).eqns[-1].primitive.name
+            jax.make_jaxpr(partial(to_kernel, f))(x, kernel, cotangents).eqns[-1].primitive.name
             for f in (reductions.product, jnp.matmul)
         ]
     assert last == ["dot_general", "transpose"]
@@ -68,7 +68,7 @@ def test_a_products_gradients_are_autodiffs_and_the_kernels_is_not_transposed():
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_batch_norm_is_flaxs_with_gradients_and_statistics(shape):
     with jax.enable_x64(True):
-        x, slopes = normal(*shape) * 3 + 1, normal(*shape, seed=1)
+        x, cotangents = normal(*shape) * 3 + 1, normal(*shape, seed=1)
         ours, theirs = BatchNorm(), nn.BatchNorm(momentum=0.9, dtype=jnp.float64, param_dtype=jnp.float64)
         variables = ours.init(jax.random.key(0), x, True)
         assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), x, True))
@@ -81,11 +81,11 @@ def test_batch_norm_is_flaxs_with_gradients_and_statistics(shape):
 
         results = []
         for module in (ours, theirs):
-            got, pull, statistics = jax.vjp(lambda p, x, m=module: apply(m, p, x), variables["params"], x, has_aux=True)
+            got, vjp, statistics = jax.vjp(lambda p, x, m=module: apply(m, p, x), variables["params"], x, has_aux=True)
             evaluated = module.apply(
                 variables, x, **{"train": False} if module is ours else {"use_running_average": True}
             )
-            results.append((got, pull(jnp.asarray(slopes, got.dtype)), statistics, evaluated))
+            results.append((got, vjp(jnp.asarray(cotangents, got.dtype)), statistics, evaluated))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *results)
 
 
