@@ -237,7 +237,7 @@ def load(config: Data, progress: Tell = print, track: Track = lambda items, coun
         dataclasses.replace(config, held_out=None),
         config.source,
         data.info["name"],
-        data.info["description"],
+        f"the source {config.source}",
         (data.images, data.labels),
         (data.held_out_images, data.held_out_labels),
         classes=data.info.get("classes"),
