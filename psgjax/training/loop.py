@@ -97,11 +97,7 @@ def train(
         Diverged: If a metric is not finite; the last good checkpoint stays, and diverged.safetensors holds the update.
     """
     console, stop = console or Console(quiet=True), stop or Stop()
-    data.check(classes=config.evaluation_epochs > 0)
-    build(config.network, data.images.shape[1:], 1)  # refuses sides that do not fit
-    fingerprint = int(data.info["sha256"][:7], 16)
-    if agreed(fingerprint, -fingerprint) != (fingerprint, -fingerprint):
-        raise ConfigError(f"the processes read different training images; this one {data.info['description']}.")
+    _check(config, data)
     writes = jax.process_index() == 0
     if writes:
         check_folder(folder, config, data, seeds)
@@ -130,6 +126,15 @@ def train(
             begin = make_init(config, data.images.shape[1:])
             states, seconds = [begin(jax.random.key(each.seed)) for each in wanted.values()], 0.0
         return loop.run(states, step, seconds)
+
+
+def _check(config: Config, data: Dataset) -> None:
+    """Refuse, before anything is written, data that the run cannot be trained on, or that differ between processes."""
+    data.check(classes=config.evaluation_epochs > 0)
+    build(config.network, data.images.shape[1:], 1)  # refuses sides that do not fit
+    fingerprint = int(data.info["sha256"][:7], 16)
+    if agreed(fingerprint, -fingerprint) != (fingerprint, -fingerprint):
+        raise ConfigError(f"the processes read different training images; this one {data.info['description']}.")
 
 
 class _Loop:

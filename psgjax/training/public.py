@@ -85,20 +85,25 @@ def train(
         ConfigError: If a setting is unknown or wrong, the images cannot be trained on, or the folder holds another run.
         psgjax.training.loop.Diverged: If a metric is not finite.
     """
-    known = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "method_name")]
-    for name in settings:
-        schema.known("setting", name, tuple(known))
-    if (epochs is None) == (steps is None):
-        raise ConfigError("give the length of the run once: epochs or steps.")
+    _check(settings, epochs, steps)
     named, method = (method, named_method(method)) if isinstance(method, str) else ("own", method)
     data, settings = _dataset(images, range, settings)
     chosen = {"loss": loss, "gate": gate, "regularisers": regularisers}
     with given.lent(method, Network() if network is None else network, **chosen) as (method, network):
         config = Config(**settings, method_name=named, method=method, network=network, seed=seed, steps=steps or 1)
         if epochs is not None:
-            schema.check(epochs > 0, "epochs", epochs, "a number above 0")
             config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
         return _run(config, data, out, on_epoch)
+
+
+def _check(settings: Mapping[str, Any], epochs: float | None, steps: int | None) -> None:
+    """Refuse settings that there are not, and a run of no length or of two."""
+    known = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "method_name")]
+    for name in settings:
+        schema.known("setting", name, tuple(known))
+    if (epochs is None) == (steps is None):
+        raise ConfigError("give the length of the run once: epochs or steps.")
+    schema.check(epochs is None or epochs > 0, "epochs", epochs, "a number above 0")
 
 
 def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callable[[Line], bool | None] | None) -> Run:
