@@ -64,6 +64,10 @@ class Method:
     latents: Annotated[
         Literal["shared", "independent"], Doc("All generators see the same z, or each draws its own.")
     ] = "shared"
+    pack: Annotated[
+        int,
+        Doc("How many images D sees at once, all real or all of one generator, their channels side by side (PacGAN)."),
+    ] = 1
     spectral_norm: Annotated[bool, Doc("Divide each of D's kernels by its largest singular value (SNGAN).")] = False
     power_iterations: Annotated[int, Doc("Power iterations for each discriminator update.")] = 1
     warmup_iterations: Annotated[int, Doc("Power iterations at initialisation, before the first update.")] = 0
@@ -84,6 +88,7 @@ class Method:
         for name, least in (
             ("generators", 1),
             ("discriminator_steps", 1),
+            ("pack", 1),
             ("power_iterations", 1),
             ("warmup_iterations", 0),
         ):
@@ -476,6 +481,12 @@ class Config:
         schema.check(
             self.evaluation_epochs >= 0, "evaluation_epochs", self.evaluation_epochs, "a whole number, 0 for never"
         )
+        if self.batch_size % self.method.pack:
+            raise ConfigError(
+                f"batch_size {self.batch_size} with method.pack {self.method.pack}: D sees {self.method.pack} images at once, so "
+                "that a batch must be a multiple; use a --batch-size of "
+                f"{-(-self.batch_size // self.method.pack) * self.method.pack}."
+            )
         least = 6 * self.method.generators  # the metrics look at five neighbours of an image
         schema.check(
             self.evaluation_samples >= least,

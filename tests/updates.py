@@ -37,4 +37,4 @@ def close(one, other):
     """Whether gradients agree up to rounding, on the scale of the largest (some are zero but for rounding)."""
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.abs(a - b).max() <= 1e-5 * scale for a, b in pairs)
+    return all(a.shape == b.shape and np.abs(a - b).max() <= 1e-5 * scale for a, b in pairs)

@@ -13,6 +13,7 @@ from psgjax import networks
 from psgjax.config import Config
 from psgjax.lowering import conv
 from psgjax.method import objectives, spectral
+from psgjax.method.packing import packed
 from psgjax.method.state import Stream, TrainState, build
 from psgjax.method.step import draw_latents, scale
 
@@ -127,7 +128,7 @@ def make_accuracy(
     stand.
     """
     _, discriminator = build(config, image_shape)
-    generate = make_generate(config, image_shape)
+    generate, pack = make_generate(config, image_shape), config.method.pack
 
     @partial(jax.jit, compiler_options=conv.compiler_options(seldom=True))
     def accuracy(state: TrainState, images: jax.Array) -> objectives.Metrics:
@@ -138,20 +139,21 @@ def make_accuracy(
             latents, real = inputs
             tuples = jnp.concatenate([generate(_live(state), latents), scale(real)])
             padded = networks.pad_to(tuples.reshape(-1, *image_shape), config.network)
-            flat: jax.Array = discriminator.apply({"params": params}, padded)  # type: ignore[assignment]
-            return flat.reshape(*tuples.shape[:2], -1)
+            flat: jax.Array = discriminator.apply({"params": params}, packed(pack, padded))  # type: ignore[assignment]
+            return flat.reshape(len(tuples), -1, flat.shape[-1])
 
+        images = images[: len(images) - len(images) % pack]
         latents = draw_latents(config, key, len(images))
-        outputs = _join(jax.lax.map(outputs_of, (_cut(latents), _cut(images[None]))))
+        outputs = _join(jax.lax.map(outputs_of, (_cut(latents, pack), _cut(images[None], pack))))
         accuracies = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
         return {**accuracies, **objectives.calibrated(config.method, outputs)}
 
     return accuracy
 
 
-def _cut(x: jax.Array) -> jax.Array:
-    """[K, n, ...] in blocks of equal length: [blocks, K, b, ...]."""
-    size = max(b for b in range(1, _BLOCK + 1) if x.shape[1] % b == 0)
+def _cut(x: jax.Array, multiple: int = 1) -> jax.Array:
+    """[K, n, ...] in blocks of equal length: [blocks, K, b, ...]; b a multiple, which n must be, too."""
+    size = max(b for b in range(multiple, max(_BLOCK, multiple) + 1, multiple) if x.shape[1] % b == 0)
     return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
 
 

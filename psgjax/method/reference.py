@@ -19,6 +19,7 @@ from flax import linen as nn
 from psgjax import parts
 from psgjax.config import Config, Method
 from psgjax.method import objectives, schedules, spectral
+from psgjax.method.packing import packed
 from psgjax.method.state import Discriminator, Generators, TrainState, averaged, optimizers, scheduled
 from psgjax.method.step import draw_latents, pass_keys, scale
 
@@ -92,7 +93,7 @@ class Plain:
     def judge(self, params: Tree, images: jax.Array) -> jax.Array:
         """D's outputs for images, [..., H, W, C] to [..., O]."""
         discriminator = DiscriminatorNet(self.config.network.width, objectives.outputs_needed(self.config.method))
-        flat: Any = discriminator.apply({"params": params}, images.reshape(-1, *self.image_shape))
+        flat: Any = discriminator.apply({"params": params}, images.reshape(-1, *images.shape[-3:]))
         return flat.reshape(*images.shape[:-3], -1)
 
     def apply(self, side: int, old: Any, grads: Tree, now: jax.Array, **new: Tree) -> Any:
@@ -104,7 +105,8 @@ class Plain:
     def update_d(self, d: Discriminator, g: Generators, real: jax.Array, keys: Any, now: jax.Array) -> tuple:
         """D after an update on real images [B, H, W, C] and as many of each generator; and its loss."""
         method = self.config.method
-        fakes, _ = jax.vmap(self.generate)(g.params, g.batch_stats, draw_latents(self.config, keys[0], len(real)))
+        z = draw_latents(self.config, keys[0], self.config.batch_size)
+        fakes = packed(method.pack, jax.vmap(self.generate)(g.params, g.batch_stats, z)[0])
 
         def objective(params: Tree) -> tuple[jax.Array, tuple]:
             params, vectors = spectral.normalise(params, d.spectral_vectors, method.power_iterations)
@@ -123,11 +125,11 @@ class Plain:
     def update_g(self, g: Generators, d_params: Tree, real: jax.Array, keys: Any, now: jax.Array) -> tuple:
         """The generators after an update against D, and their losses."""
         config = self.config
-        z = draw_latents(config, keys[0], len(real))
+        z = draw_latents(config, keys[0], config.batch_size)
 
         def objective(params: Tree) -> tuple[jax.Array, tuple]:
             fakes, batch_stats = jax.vmap(self.generate)(params, g.batch_stats, z)
-            outputs = self.judge(d_params, jnp.concatenate([fakes, real[None]]))
+            outputs = self.judge(d_params, jnp.concatenate([packed(config.method.pack, fakes), real[None]]))
 
             def own_loss(i: jax.Array) -> jax.Array:  # what D says of others' images is a constant to generator i
                 mine = (jnp.arange(len(outputs)) == i)[:, None, None]
@@ -146,7 +148,8 @@ class Plain:
 
     def step(self, state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """On images [n, B, H, W, C], n = `method.discriminator_steps`; with the losses that were optimised."""
-        g, d, method, real = state.generators, state.discriminator, self.config.method, scale(images)
+        g, d, method = state.generators, state.discriminator, self.config.method
+        real = packed(method.pack, scale(images))
         if method.update_order == "simultaneous":  # both sides judge the same images by the same D
             keys, iterations = pass_keys(state, 0), method.power_iterations
             d, d_loss = self.update_d(d, g, real[0], keys, state.step)

@@ -119,7 +119,7 @@ def mesh_sizes(
     Raises:
         ConfigError: If there is no such mesh, with the nearest that works.
     """
-    generators, batch = config.method.generators, config.batch_size
+    generators, batch = config.method.generators, config.batch_size // config.method.pack
     asked = (settings.replica, settings.generator, settings.data)
     count = math.prod(asked) or devices
 
@@ -140,13 +140,13 @@ def mesh_sizes(
     if any(asked) and (math.prod(best) != count or kept(best) < 3):
         best = largest(
             math.gcd(generators, *(other.method.generators for other in beside)),
-            math.gcd(batch, *(other.batch_size for other in beside)),
+            math.gcd(batch, *(other.batch_size // other.method.pack for other in beside)),
         )
         given = " x ".join(f"{axis} {size or 'any'}" for axis, size in zip(AXES, asked, strict=True))
         nearest = " ".join(f"--mesh.{axis} {size}" for axis, size in zip(AXES, best, strict=True))
         raise ConfigError(
             f"no mesh of {given} fits {devices} device(s): replica must divide the {replicas} replica(s), generator the "
-            f"{generators} generator(s), and generator times data the batch size {batch}. The nearest that works has "
+            f"{generators} generator(s), and generator times data a batch of {batch} images, or tuples. The nearest that works has "
             f"{math.prod(best)} device(s): {nearest}."
         )
     return best

@@ -21,6 +21,7 @@ from psgjax import networks
 from psgjax.config import Config, ConfigError
 from psgjax.lowering import conv
 from psgjax.method import objectives, schedules, spectral
+from psgjax.method.packing import packed
 
 Tree = Any
 
@@ -106,6 +107,10 @@ def build(
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else None
     outputs = objectives.outputs_needed(config.method)
     generator, discriminator = networks.build(config.network, image_shape, outputs, dtype, axis_name)
+    if config.method.pack > 1:
+        height, width, colours = image_shape
+        several = (height, width, config.method.pack * colours)
+        _, discriminator = networks.build(config.network, several, outputs, dtype, axis_name)
     if config.batch_size == getattr(generator, "normalised", None) == 1:
         size = "x".join(map(str, image_shape[:2]))
         raise ConfigError(
@@ -123,8 +128,8 @@ def init(config: Config, image_shape: tuple[int, int, int], key: jax.Array | Non
     g_key, d_key, u_key = jax.random.split(jax.random.fold_in(key, Stream.INIT), 3)
     latents = jnp.zeros((2, config.network.latent_size))
     variables = jax.vmap(lambda k: generator.init(k, latents))(jax.random.split(g_key, config.method.generators))
-    padded = networks.pad_to(jnp.zeros((1, *image_shape)), config.network)
-    d_params = discriminator.init(d_key, padded)["params"]
+    padded = networks.pad_to(jnp.zeros((config.method.pack, *image_shape)), config.network)
+    d_params = discriminator.init(d_key, packed(config.method.pack, padded))["params"]
     vectors: spectral.Vectors = {}
     if config.method.spectral_norm:
         vectors = spectral.init(d_params, u_key)

@@ -20,6 +20,7 @@ import optax
 from psgjax import networks
 from psgjax.config import Config
 from psgjax.method import objectives, regularisers, schedules, spectral
+from psgjax.method.packing import packed, unpacked
 from psgjax.method.passes import ImagesVjp, generate_vjp, score_vjp
 from psgjax.method.sharding import Shards
 from psgjax.method.state import (
@@ -52,8 +53,8 @@ class Update:
 class Batch(NamedTuple):
     """What one pass of D is about: this device's share of a batch, and the way back to the generators."""
 
-    real: jax.Array  # [b, H, W, C] in [-1, 1], as large as the network works on
-    fakes: jax.Array  # [k, b, H, W, C]
+    real: jax.Array  # [b, H, W, C] in [-1, 1], as large as the network works on; as D sees them (`packing.packed`)
+    fakes: jax.Array  # [k, b, H, W, C], alike
     batch_stats: Tree  # the generators', with this batch in them
     vjp: ImagesVjp
     key: jax.Array  # for everything random that follows
@@ -160,8 +161,15 @@ def draw(update: Update, state: TrainState, images: jax.Array, index: jax.Array 
     real = networks.pad_to(scale(images), config.network)
     latents_key, other_key = pass_keys(state, index)
     latents = shards.own(draw_latents(config, latents_key, len(real) * shards.data))
-    made = generate_vjp(update.generator, g.params, g.batch_stats, latents, update.platform)
-    return Batch(real, *made, other_key)
+    fakes, batch_stats, vjp = generate_vjp(update.generator, g.params, g.batch_stats, latents, update.platform)
+    pack = config.method.pack
+    return Batch(
+        packed(pack, real),
+        packed(pack, fakes),
+        batch_stats,
+        lambda cotangents: vjp(unpacked(pack, cotangents)),
+        other_key,
+    )
 
 
 def normalised(update: Update, d: Discriminator) -> tuple[Tree, spectral.Vectors, Callable[[Tree], tuple[Tree]]]:

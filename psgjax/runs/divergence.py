@@ -29,6 +29,7 @@ from psgjax.files import write_atomically
 from psgjax.leaves import arrays, digest, leaf_name
 from psgjax.method import objectives, spectral
 from psgjax.method.epochs import augmented, epoch_order, make_run
+from psgjax.method.packing import packed
 from psgjax.method.state import TrainState, build, init
 from psgjax.method.step import draw_latents, make_step, pass_keys, scale
 from psgjax.shell import tell
@@ -184,8 +185,9 @@ def _scores(config: Config, state: TrainState, images: jax.Array) -> jax.Array:
         return generator.apply({"params": params, "batch_stats": batch_stats}, latents, mutable=["batch_stats"])[0]
 
     tuples = jnp.concatenate([jax.vmap(draw)(g.params, g.batch_stats, latents), real[None]])
+    tuples = packed(config.method.pack, tuples)
     params, _ = spectral.normalise(d.params, d.spectral_vectors, config.method.power_iterations)
-    outputs: Any = discriminator.apply({"params": params}, tuples.reshape(-1, *real.shape[1:]))
+    outputs: Any = discriminator.apply({"params": params}, tuples.reshape(-1, *tuples.shape[2:]))
     return objectives.read_scores(config.method, outputs.reshape(*tuples.shape[:2], -1))
 
 

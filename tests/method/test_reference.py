@@ -17,6 +17,8 @@ CASES = {
     **{name: {} for name in METHODS},
     "psg with R1 and R2": {"regularisers": PENALTIES},
     "sngan with R1 and R2, alternating": {"regularisers": PENALTIES, "update_order": "alternating"},
+    "choice, packed": {"pack": 2},
+    "wgan-gp, packed": {"pack": 2},
     "choice on schedules": {"optimizer": SCHEDULES},
     "psg-r1r2 on schedules, alternating": {
         "optimizer": SCHEDULES,
@@ -31,7 +33,7 @@ CASES = {
 def test_three_updates_are_those_of_the_plain_reading(name, images):
     optimizer = Optimizer(average_decay=0.9, schedule="linear") if name == "stackelberg" else Optimizer()
     changes = {"optimizer": optimizer, "network": Network("dcgan", 4, 6), **CASES[name]}
-    config = tiny(name.split()[0], **changes)
+    config = tiny(name.split()[0].strip(","), **changes)
     count = config.method.discriminator_steps
     batch = jnp.asarray(images[: 4 * count]).reshape(count, 4, *SHAPE)
     plain, fast = jax.jit(reference.Plain(config, SHAPE).step), jax.jit(stepping.make_step(config, SHAPE))

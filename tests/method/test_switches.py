@@ -25,6 +25,7 @@ SWITCHES = [
     ("update_order", "alternating", "psg", {}, False, True),
     ("discriminator_steps", 2, "psg", {"update_order": "alternating"}, True, True),
     ("latents", "independent", "psg", {}, True, True),
+    ("pack", 2, "psg", {}, True, True),
     ("spectral_norm", True, "psg", {}, True, True),
     ("power_iterations", 3, "sngan", {}, True, True),
     ("warmup_iterations", 5, "sngan", {}, True, True),
