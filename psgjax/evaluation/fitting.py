@@ -26,7 +26,7 @@ Tree = Any
 _BATCH = 128
 _LEARNING_RATE = 2e-3
 _LEAST_EPOCHS, _MOST_EPOCHS, _IMAGES = 10, 100, 300_000  # that `for_data` trains on: small sets are seen more often
-_LEAST_TURNS, _PIXELS = 3, 200_000 * 28**2  # epochs, and pixels in all, that `rotations` trains on
+_LEAST_TURNS, _PIXELS = 3, 100_000 * 28**2  # epochs, and pixels in all, that `rotations` trains on
 _INIT, _EPOCHS = range(2)  # streams of random numbers that follow from the seed
 
 
