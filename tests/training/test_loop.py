@@ -13,7 +13,7 @@ import sys
 import chex
 import jax
 import pytest
-from conftest import SHAPE, same, tiny
+from conftest import SCHEDULES, SHAPE, same, tiny
 from rich.console import Console
 from small_runs import StopAfter, final_state, timeless, train
 
@@ -25,9 +25,11 @@ from psgjax.runs.checkpoint import CheckpointError, Checkpoints
 from psgjax.training import loop
 
 
-@pytest.mark.parametrize("name", ["psg", "sngan"])
-def test_interrupted_and_resumed_equals_uninterrupted(name, data, tmp_path):
-    config = tiny(name, steps=20)  # two epochs and a half of 8 steps
+@pytest.mark.parametrize(
+    ("name", "changes"), [("psg", {}), ("sngan", {}), ("choice", {"pack": 2, "optimizer": SCHEDULES})]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(name, changes, data, tmp_path):
+    config = tiny(name, steps=20, **changes)  # two epochs and a half of 8 steps
     assert train(config, data, tmp_path / "whole") == loop.Outcome(20, finished=True)
     assert [line["step"] for line in timeless(tmp_path / "whole")] == [8, 16, 20]
     assert [line["epoch"] for line in timeless(tmp_path / "whole")] == [1, 2, 2.5]
