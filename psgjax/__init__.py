@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from psgjax import shell as shell
 from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer, named_method, register_method
 from psgjax.networks.table import register as register_network
-from psgjax.parts import register_gate, register_loss, register_regulariser
+from psgjax.parts import register_gate, register_loss, register_optimizer, register_regulariser
 from psgjax.sources import register as register_source
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "register_loss",
     "register_method",
     "register_network",
+    "register_optimizer",
     "register_regulariser",
     "register_source",
     "train",

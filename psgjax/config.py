@@ -25,7 +25,15 @@ RangeName = Literal["0..1", "-1..1", "0..255", "0..65535"]
 
 @dataclass(frozen=True)
 class Method:
-    """One formulation of adversarial training; the defaults are PSG-GAN as `docs/method.md` reads it."""
+    """One formulation of adversarial training; the defaults are PSG-GAN as `docs/method.md` reads it.
+
+    >>> Method(generators=3, gate="none", regularisers=(("r1", 1.0), ("r2", 1.0))).scores
+    'softmax'
+    >>> Method(loss="hing", scores="independent")
+    Traceback (most recent call last):
+    ...
+    psgjax.schema.MissingPart: unknown method.loss 'hing'; known are cross-entropy, hinge, ... Did you mean 'hinge'? ...
+    """
 
     generators: Annotated[
         int, Doc("How many identical generators K are trained in parallel (paper, section 3.1: two).")
@@ -268,6 +276,9 @@ def register_method(name: str, method: Method, doc: str = parts.MINE, paper: str
 def named_method(name: str) -> Method:
     """The method called `name`.
 
+    >>> named_method("stackelberg").generators
+    2
+
     Raises:
         ConfigError: If there is none; the message gives the nearest name.
     """
@@ -276,7 +287,11 @@ def named_method(name: str) -> Method:
 
 @dataclass(frozen=True)
 class Network:
-    """Which generator and discriminator are trained, and how large they are (`networks/`)."""
+    """Which generator and discriminator are trained, and how large they are (`networks/`).
+
+    >>> Network("resnet", width=32, blocks=2).latent_size
+    100
+    """
 
     name: Annotated[str, Listed("Layers: {}.", partial(parts.described, table.NETWORKS))] = "dcgan"
     width: Annotated[
@@ -302,8 +317,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam for both sides; the defaults are setting C of Miyato et al. 2018, Table 1."""
+    """Adam for both sides; the defaults are setting C of Miyato et al. 2018, Table 1. Or one of your own, by its name.
 
+    >>> Optimizer(learning_rate=1e-3, schedule="linear", average_decay=0.999).name
+    'adam'
+    """
+
+    name: Annotated[str, Listed("Optimiser: {}.", partial(parts.described, parts.OPTIMISERS))] = "adam"
     learning_rate: Annotated[
         float, Doc("Adam's step size for the generators, and for D where it has none of its own.")
     ] = 2e-4
@@ -331,6 +351,13 @@ class Optimizer:
     def __post_init__(self) -> None:
         """Refuse step sizes and decays with which Adam cannot run."""
         schema.check_types(self, "optimizer.")
+        schema.known_part("optimizer.name", self.name, parts.OPTIMISERS)
+        for item in dataclasses.fields(self)[1:6] if self.name != "adam" else ():
+            if getattr(self, item.name) != item.default:
+                raise ConfigError(
+                    f"optimizer.{item.name} {getattr(self, item.name)} with optimizer.name {self.name} would be ignored: it is a "
+                    "setting of adam; leave it out, and register your optimiser with the value that you want."
+                )
         for name in ("learning_rate", "discriminator_learning_rate"):
             value = getattr(self, name)
             schema.check(
@@ -380,7 +407,11 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the images come from, and what is made of them (`sources.py`)."""
+    """Where the images come from, and what is made of them (`sources.py`).
+
+    >>> Data(source="folder", dir=Path("photographs"), size=64, flip=True).colour
+    'as-is'
+    """
 
     source: Annotated[str, Listed("Where from: {}.", partial(parts.described, sources.SOURCES))] = "auto"
     dir: Annotated[
@@ -453,7 +484,12 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run of one method. Everything that decides its result, and nothing else."""
+    """One training run of one method. Everything that decides its result, and nothing else.
+
+    >>> config = Config("gan", named_method("gan"), batch_size=32, seed=7)
+    >>> config.method.generators, config.steps_per_epoch(1000)
+    (1, 31)
+    """
 
     method_name: str = "psg"
     method: Method = field(default_factory=Method)

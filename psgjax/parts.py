@@ -70,6 +70,11 @@ class Regulariser(Part):
     """
 
 
+@dataclass(frozen=True)
+class Optimiser(Part):
+    """`function(config, step)`: an optax transformation for the generators and one for D, as they are at a step of the run."""
+
+
 def _choice(choices: int, minimax: bool) -> float:
     """What a generator loses where D chooses among so many by chance."""
     return math.log(1 - 1 / choices) if minimax else math.log(choices)
@@ -148,7 +153,10 @@ REGULARISERS: dict[str, Regulariser] = {
         "Gulrajani et al. 2017",
     ),
 }
-_TABLES: dict[type, dict[str, Any]] = {Loss: LOSSES, Gate: GATES, Regulariser: REGULARISERS}
+OPTIMISERS: dict[str, Optimiser] = {
+    "adam": Optimiser("Adam, whose settings these are", "method.state:adam", "Kingma and Ba 2015")
+}
+_TABLES: dict[type, dict[str, Any]] = {Loss: LOSSES, Gate: GATES, Regulariser: REGULARISERS, Optimiser: OPTIMISERS}
 _OWN = frozenset(name for table in _TABLES.values() for name in table)
 
 
@@ -244,3 +252,27 @@ def register_regulariser(name: str, function: Callable[..., Any], doc: str = MIN
         ConfigError: If the name is one of the package's or no word, or `Regulariser` has no such field.
     """
     _register(Regulariser, name, function, doc, known)
+
+
+def register_optimizer(name: str, optimizer: Any, doc: str = MINE, **known: Any) -> None:
+    """Let `Optimizer(name)`, every command and saved runs know optimisers of your own.
+
+    >>> import optax, psgjax
+    >>> psgjax.register_optimizer("rmsprop", (optax.rmsprop(1e-3), optax.rmsprop(5e-4)), "RMSProp, D slower")
+    >>> psgjax.Optimizer("rmsprop", schedule="linear").name
+    'rmsprop'
+
+    Args:
+        name: Any that is not one of the package's; your own is replaced.
+        optimizer: An optax transformation for both sides, or a pair: the generators' and D's. A gate that selects nothing leaves
+            its state as it is; the settings `schedule` and `average_decay` apply to it too.
+        doc: A few words for people.
+        known: Other fields of `Optimiser`.
+
+    Raises:
+        ConfigError: If the name is one of the package's or no word, or these are no optax transformations.
+    """
+    pair = (optimizer, optimizer) if hasattr(optimizer, "update") else optimizer
+    are = isinstance(pair, tuple) and len(pair) == 2 and all(hasattr(each, "update") for each in pair)
+    schema.check(are, f"optimiser {name}", optimizer, "an optax transformation, or a pair of them")
+    _register(Optimiser, name, lambda config, step: pair, doc, known)

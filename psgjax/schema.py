@@ -17,7 +17,14 @@ from typing_extensions import Doc
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the message says what was given, what is accepted and what to do."""
+    """A setting that cannot be used; the message says what was given, what is accepted and what to do.
+
+    >>> import psgjax
+    >>> psgjax.Network(width=0)
+    Traceback (most recent call last):
+    ...
+    psgjax.schema.ConfigError: network.width is 0; it must be a whole number of at least 1.
+    """
 
 
 class MissingPart(ConfigError):

@@ -79,7 +79,16 @@ def _uncovered(request, monkeypatch):
 def _own_parts_alone(monkeypatch):
     """What a test registers is forgotten at its end."""
     monkeypatch.setattr(own, "_loaded", {})
-    tables = [config.NAMED, config.METHODS, parts.LOSSES, parts.GATES, parts.REGULARISERS, NETWORKS, SOURCES]
+    tables = [
+        config.NAMED,
+        config.METHODS,
+        parts.LOSSES,
+        parts.GATES,
+        parts.REGULARISERS,
+        parts.OPTIMISERS,
+        NETWORKS,
+        SOURCES,
+    ]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

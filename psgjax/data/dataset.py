@@ -34,6 +34,12 @@ TENTH = 0.1  # is held out where nothing else is said
 class Dataset:
     """Images, and labels where there are any, in canonical order: to train on, and held out.
 
+    >>> import numpy, psgjax
+    >>> images = numpy.random.default_rng(0).integers(0, 256, (40, 8, 8), numpy.uint8)
+    >>> data = psgjax.Dataset.from_arrays(images, labels=numpy.arange(40) % 2, name="noise")
+    >>> data.info["description"]
+    'noise, 36 training and 4 held-out images, from arrays in memory'
+
     Attributes:
         images: [N, H, W, C] uint8, 0 (black) to 255, C 1 (grey) or 3 (red, green, blue).
         labels: [N] int32, from 0; None where there are none.

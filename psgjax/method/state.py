@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import register_dataclass
 
-from psgjax import networks
+from psgjax import networks, parts
 from psgjax.config import Config, ConfigError
 from psgjax.lowering import conv
 from psgjax.method import objectives, schedules, spectral
@@ -68,7 +68,13 @@ class Stream(IntEnum):
 def optimizers(
     config: Config, step: schedules.Step = 0
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Adam for the generators and for D as it is at a step of the run, but for the step sizes: these are the first (`scheduled`).
+    """The generators' and D's as they are at a step of the run, but for the schedule of step sizes (`scheduled`)."""
+    g_optimizer, d_optimizer = parts.OPTIMISERS[config.optimizer.name](config, step)
+    return g_optimizer, d_optimizer
+
+
+def adam(config: Config, step: schedules.Step) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Adam, with the first step sizes of the run.
 
     With a schedule, its bias correction is that of a constant beta2 of the present value, as in PyTorch.
     """

@@ -65,6 +65,14 @@ def make_step(
 ) -> Step:
     """The update of a method as `step(state, images) -> (state, metrics)`.
 
+    >>> import jax, numpy, psgjax
+    >>> from psgjax.method.state import init
+    >>> config = psgjax.Config(network=psgjax.Network(width=2, latent_size=4), batch_size=4)
+    >>> step = jax.jit(psgjax.make_step(config, (8, 8, 1)))
+    >>> state, metrics = step(init(config, (8, 8, 1)), numpy.zeros((1, 4, 8, 8, 1), numpy.uint8))
+    >>> int(state.step), metrics["loss"]["generators"].shape
+    (1, (2,))
+
     `images` is [n, B, H, W, C], uint8, or float in [-1, 1]; n = `method.discriminator_steps`. Pure: it can be jitted, mapped over
     replicas, scanned and sharded from outside. `metrics` are those of `objectives.evaluate`, and `regularisers`, the penalties that
     were added to D's loss, if there are any. In the alternating order, what they say of D is the mean over its own passes.

@@ -76,7 +76,7 @@ def examine(config: Config, state: TrainState, images: jax.Array) -> Report:
         `step`, the state's after the update; `not_finite`, the names of such metrics; `gradient_norm` and `parameter_norm` (before
         the update) of the discriminator and of each generator: global L2 norms in float64; `scores`: least, mean and greatest that
         D gave the images of each generator and the real ones in the update's first pass. A gradient is what Adam's first moment
-        took in: 0 where the gate left the update out, a weighted mean where D was updated several times.
+        took in, nan of another optimiser: 0 where the gate left the update out, a weighted mean where D was updated several times.
     """
     after, metrics = jax.jit(make_step(config, _image_shape(images)))(state, images)
     before, after = (
@@ -96,7 +96,7 @@ def examine(config: Config, state: TrainState, images: jax.Array) -> Report:
         return {
             "step": int(state.step) + 1,
             "not_finite": not_finite(jax.device_get(metrics)),
-            "gradient_norm": each(partial(_gradient_norm, config.optimizer.beta1)),
+            "gradient_norm": each(partial(_gradient_norm, config)),
             "parameter_norm": each(lambda old, _: _norm(old.params)),
             "scores": {"generators": summary[:-1], "real": summary[-1]},
         }
@@ -191,11 +191,13 @@ def _scores(config: Config, state: TrainState, images: jax.Array) -> jax.Array:
     return objectives.read_scores(config.method, outputs.reshape(*tuples.shape[:2], -1))
 
 
-def _gradient_norm(beta1: float, before: Any, after: Any) -> float:
-    """Of the gradient that Adam took in, from its first moments: mu' = beta1 mu + (1 - beta1) g."""
+def _gradient_norm(config: Config, before: Any, after: Any) -> float:
+    """Of the gradient that Adam took in, from its first moments: mu' = beta1 mu + (1 - beta1) g; nan of others."""
+    if config.optimizer.name != "adam":
+        return math.nan
     (old, *_), (new, *_) = before.opt_state, after.opt_state
     updates = int(new.count - old.count)
-    decay = beta1**updates
+    decay = config.optimizer.beta1**updates
     return (
         _norm(jax.tree.map(lambda a, b: (b - decay * a.astype(np.float64)) / (1 - decay), old.mu, new.mu))
         if updates

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 class Run:
     """What training left.
 
+    >>> import numpy, psgjax
+    >>> images = numpy.random.default_rng(0).integers(0, 256, (40, 8, 8), numpy.uint8)
+    >>> small = psgjax.Network(width=2, latent_size=4)
+    >>> run = psgjax.train("gan", images, epochs=1, batch_size=4, network=small)
+    >>> run.step, run.image_shape, len(run.metrics)
+    (9, (8, 8, 1), 1)
+
     Attributes:
         config: What the run is.
         state: Its parameters, at `step`.
@@ -61,6 +68,14 @@ class Run:
     def sample(self, count: int, *, seed: int = 0, generator: int | None = None) -> np.ndarray:
         """Images, uint8 [count, H, W, C]; the first ones are the same for the same seed, however many are drawn.
 
+        >>> import numpy, psgjax
+        >>> images = numpy.random.default_rng(0).integers(0, 256, (40, 8, 8), numpy.uint8)
+        >>> small = psgjax.Network(width=2, latent_size=4)
+        >>> run = psgjax.train("psg", images, steps=1, batch_size=4, network=small)
+        >>> both, second = run.sample(12, seed=3), run.sample(12, seed=3, generator=1)
+        >>> both.shape, second.dtype
+        ((12, 8, 8, 1), dtype('uint8'))
+
         Args:
             count: Of images.
             seed: From 0 to 2^32 - 1.
@@ -92,6 +107,14 @@ class Run:
         range: RangeName | None = None,
     ) -> dict[str, Any]:
         """The quality of samples, as a dictionary (`docs/evaluation.md`).
+
+        >>> import numpy, psgjax
+        >>> images = numpy.random.default_rng(0).integers(0, 256, (40, 8, 8), numpy.uint8)
+        >>> small = psgjax.Network(width=2, latent_size=4)
+        >>> run = psgjax.train("gan", images, steps=1, batch_size=4, network=small)
+        >>> scores = run.score(images, samples=20)
+        >>> scores["samples"], scores["reference"]
+        (20, 40)
 
         Args:
             held_out: Real images that were not trained on, or a data set that has such.

@@ -9,17 +9,20 @@ from functools import partial
 from typing import Any
 
 from psgjax import parts
-from psgjax.config import ConfigError, Method, Network
+from psgjax.config import ConfigError, Method, Network, Optimizer
 from psgjax.networks import table
+
+OWN = "own"  # optax transformations have no names
 
 
 @contextmanager
-def lent(method: Method, network: Any, **given: Any) -> Iterator[tuple[Method, Network]]:
-    """The method and the network with what was given in their places, in the tables until the end.
+def lent(method: Method, network: Any, optimizer: Any, **given: Any) -> Iterator[tuple[Method, Network, Optimizer]]:
+    """The method, the network and the optimiser with what was given in their places, in the tables until the end.
 
     Args:
         method: What is trained.
         network: A `Network`, a name, or a generator and a discriminator.
+        optimizer: An `Optimizer`, a name, an optax transformation or a pair of them.
         given: `loss`, `gate` and `regularisers` as `train` takes them; None for the method's own.
 
     Raises:
@@ -43,7 +46,13 @@ def lent(method: Method, network: Any, **given: Any) -> Iterator[tuple[Method, N
             network = Network(network)
         elif not isinstance(network, Network):
             network = Network(lend(table.NETWORKS, table.register, tuple(network)))
-        yield dataclasses.replace(method, **changes), network
+        if isinstance(optimizer, str):
+            optimizer = Optimizer(optimizer)
+        elif not isinstance(optimizer, Optimizer):
+            parts.register_optimizer(OWN, optimizer)
+            ends.callback(parts.OPTIMISERS.pop, OWN)
+            optimizer = Optimizer(OWN)
+        yield dataclasses.replace(method, **changes), network, optimizer
 
 
 def _weighted(regularisers: Any) -> list[tuple[Any, float]]:

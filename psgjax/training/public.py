@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.config import NAMED, Config, ConfigError, Data, Method, Network, named_method
+from psgjax.config import NAMED, Config, ConfigError, Data, Method, Network, Optimizer, named_method
 from psgjax.data import dataset as datasets
 from psgjax.data.dataset import Dataset
 from psgjax.runs.run import Run, load
@@ -47,6 +47,7 @@ def train(
     gate: str | Callable[..., Any] | None = None,
     regularisers: Mapping[Any, float] | Sequence[Any] | None = None,
     network: Network | str | tuple[Any, Any] | None = None,
+    optimizer: Optimizer | str | Any = None,
     **settings: Any,
 ) -> Run:
     """Train one run and return it.
@@ -79,7 +80,9 @@ def train(
         network: A `Network`, a name, or a generator and a discriminator (`psgjax.register_network`). A function or module that is
             passed is a part of this call alone: it is recorded by its own name, and to be loaded or trained further from the
             command line the run needs it registered under that.
-        settings: Fields of `Config`, such as `batch_size`, `network` or `optimizer`.
+        optimizer: An `Optimizer`, a name, an optax transformation, or a pair of them for the generators and D
+            (`psgjax.register_optimizer`); recorded as "own".
+        settings: Fields of `Config`, such as `batch_size` or `evaluation_epochs`.
 
     Raises:
         ConfigError: If a setting is unknown or wrong, the images cannot be trained on, or the folder holds another run.
@@ -89,8 +92,9 @@ def train(
     named, method = (method, named_method(method)) if isinstance(method, str) else ("own", method)
     data, settings = _dataset(images, range, settings)
     chosen = {"loss": loss, "gate": gate, "regularisers": regularisers}
-    with given.lent(method, Network() if network is None else network, **chosen) as (method, network):
-        config = Config(**settings, method_name=named, method=method, network=network, seed=seed, steps=steps or 1)
+    network, optimizer = (Network() if network is None else network), (Optimizer() if optimizer is None else optimizer)
+    with given.lent(method, network, optimizer, **chosen) as (method, network, optimizer):
+        config = Config(named, method, network, optimizer, **settings, seed=seed, steps=steps or 1)
         if epochs is not None:
             config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
         return _run(config, data, out, on_epoch)

@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import same
 from flax import linen as nn
@@ -12,8 +13,10 @@ import psgjax
 from psgjax import parts
 from psgjax.config import ConfigError
 from psgjax.networks.table import NETWORKS
+from psgjax.runs import divergence
 
 OPEN = psgjax.Method(generators=1, scores="independent", gate="none")
+SMALLEST = psgjax.Network(width=2, latent_size=4)
 SMALL = {"batch_size": 4, "steps": 2}
 
 
@@ -72,9 +75,24 @@ def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
 
 def test_a_gate_and_what_is_registered_keep_their_names(images):
     psgjax.register_gate("mine", first)
-    run = psgjax.train("psg", images, gate=first, network=psgjax.Network(width=2, latent_size=4), **SMALL)
+    run = psgjax.train("psg", images, gate=first, network=SMALLEST, **SMALL)
     assert run.config.method.gate == "mine"
     assert run.metrics[-1]["branches"] == [1, 0, 0]
+
+
+def test_any_optax_transformation_trains_either_side(images):
+    still = (optax.sgd(0.0), optax.sgd(0.1, momentum=0.5))
+    begun, run = (psgjax.train("gan", images, network=SMALLEST, optimizer=still, batch_size=4, steps=n) for n in (1, 3))
+    assert same(begun.state.generators.params, run.state.generators.params)
+    assert not same(begun.state.discriminator.params, run.state.discriminator.params)
+    assert run.config.optimizer.name == "own"
+    psgjax.register_optimizer("still", still)
+    named = psgjax.train("gan", images, network=SMALLEST, optimizer="still", batch_size=4, steps=3)
+    assert same(named.state, run.state)
+    with pytest.raises(ConfigError, match="optimizer.beta1 0.9 with optimizer.name still would be ignored"):
+        psgjax.Optimizer("still", beta1=0.9)
+    batch = divergence.next_batch(named.config, named.state, images)
+    assert np.isnan(divergence.examine(named.config, named.state, batch)["gradient_norm"]["discriminator"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +101,8 @@ def test_a_gate_and_what_is_registered_keep_their_names(images):
         ({"loss": lambda outputs: outputs}, "<lambda> has no name that can be recorded"),
         ({"loss": "lsgan"}, "unknown method.loss 'lsgan'"),
         ({"regularisers": ["r1", "r3"]}, "unknown method.regularisers 'r3'"),
+        ({"optimizer": (1, 2, 3)}, "optimiser own is .*optax transformation"),
+        ({"optimizer": "adm"}, "unknown optimizer.name 'adm'.* 'adam'"),
         ({"network": "dcgn"}, "unknown network.name 'dcgn'.* 'dcgan'"),
     ],
 )
