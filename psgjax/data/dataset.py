@@ -165,17 +165,7 @@ class Dataset:
         Raises:
             DataError: If there are too few images.
         """
-        if held_out is None:
-            train, held_out = parted(train, config.held_out or TENTH, origin)
-        elif config.held_out is not None:
-            raise DataError(
-                f"data.held_out {config.held_out} would be ignored: {origin} have held-out images among them; leave it out."
-            )
-        shapes = ["x".join(map(str, part[0].shape[1:3])) for part in (train, held_out)]
-        if shapes[0] != shapes[1] and not config.size:
-            raise DataError(
-                f"{origin}: images of {shapes[0]} to train on and {shapes[1]} held out; bring them to one with --data.size."
-            )
+        train, held_out = _set_apart(config, origin, train, held_out)
         everything = len(train[0])
         images, labels = (None if array is None else array[: config.train_images or None] for array in train)
         assert images is not None
@@ -199,6 +189,22 @@ class Dataset:
             "warning": warning,
         }
         return cls(*arrays, info)
+
+
+def _set_apart(config: Data, origin: str, train: Split, held_out: Split | None) -> tuple[Split, Split]:
+    """Images to train on and held out, of one size or to be brought to one."""
+    if held_out is None:
+        train, held_out = parted(train, config.held_out or TENTH, origin)
+    elif config.held_out is not None:
+        raise DataError(
+            f"data.held_out {config.held_out} would be ignored: {origin} have held-out images among them; leave it out."
+        )
+    shapes = ["x".join(map(str, part[0].shape[1:3])) for part in (train, held_out)]
+    if shapes[0] != shapes[1] and not config.size:
+        raise DataError(
+            f"{origin}: images of {shapes[0]} to train on and {shapes[1]} held out; bring them to one with --data.size."
+        )
+    return train, held_out
 
 
 def fingerprints(
