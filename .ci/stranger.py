@@ -33,7 +33,16 @@ def documented() -> list[str]:
 
 def isolated(command: str, clone: Path, work: Path) -> subprocess.CompletedProcess[str]:
     """A command in the clone, without a network."""
-    bare = ["env", "-i", f"HOME={work / 'home'}", f"PATH={work / 'bin'}", "TERM=dumb", "bash", "-c", command]
+    bare = [
+        "env",
+        "-i",
+        f"HOME={work / 'home'}",
+        f"PATH={TOP / '.venv' / 'bin'}:{work / 'bin'}",
+        "TERM=dumb",
+        "bash",
+        "-c",
+        command,
+    ]
     alone = ["unshare", "--user", "--map-root-user", "--net", *bare]
     return subprocess.run(alone, cwd=clone, capture_output=True, text=True, check=False)
 
@@ -63,7 +72,6 @@ def main() -> None:
             (work / "bin" / tool).symlink_to(str(shutil.which(tool)))
         subprocess.run(["git", "clone", "--quiet", TOP, clone], check=True)
         (clone / ".venv").symlink_to(TOP / ".venv")
-        (work / "bin" / "python").symlink_to(clone / ".venv" / "bin" / "python")
 
         expect(first, clone, work, "report: ")
         expect(first, clone, work, "finished already")

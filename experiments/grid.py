@@ -16,7 +16,6 @@ from experiments import mixtures
 from experiments.command import check_counts
 from psgjax import parts, schema
 from psgjax.config import (
-    METHODS,
     Config,
     ConfigError,
     Data,
@@ -28,6 +27,7 @@ from psgjax.config import (
     OptimizerOverrides,
 )
 from psgjax.schema import Listed
+from psgjax.switches import METHODS
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset

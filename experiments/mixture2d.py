@@ -33,8 +33,7 @@ from typing_extensions import Doc
 from experiments import command, tables
 from experiments.mixtures import MEASURES, MIXTURES, Protocol, Trainer, check_network, draw, evaluate, figures, measure
 from experiments.tables import Table, mean, show_mean
-from psgjax import config as configuration
-from psgjax import schema
+from psgjax import schema, switches
 from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
 from psgjax.evaluation.modes import HIGH_QUALITY_DEVIATIONS
 from psgjax.schema import Listed
@@ -52,7 +51,7 @@ NOTE = (
 class Options(Protocol):
     """Train each method on each mixture, for many seeds at once, and compare what they cover."""
 
-    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, configuration.METHODS))] = (
+    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, switches.METHODS))] = (
         "gan",
         "sngan",
         "psg",
@@ -81,7 +80,7 @@ def configure(options: Options) -> dict[str, Config]:
     configs = {
         name: Config(
             method_name=name,
-            method=schema.override(configuration.named_method(name), options.method),
+            method=schema.override(switches.named_method(name), options.method),
             network=options.network,
             optimizer=options.optimizer,
             batch_size=options.batch_size,

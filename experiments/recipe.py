@@ -31,8 +31,9 @@ from experiments.command import check_counts
 from experiments.recipe_tasks import Result, Shape, Task, settings, tasks
 from experiments.tables import Table
 from psgjax import schema
-from psgjax.config import Config, ConfigError, named_method
+from psgjax.config import Config, ConfigError
 from psgjax.shell import Stop, tell
+from psgjax.switches import named_method
 
 NOTE = (
     "± is half the 95 % interval of the mean over seeds, by Student's t. Operations are XLA's count for one update, of all the "

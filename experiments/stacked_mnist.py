@@ -31,8 +31,7 @@ from experiments import command, tables
 from experiments.command import check_counts
 from experiments.stacked_digits import evaluate, held_out_stacks, measure, predict, stacked
 from experiments.stacked_results import NOTE, PUBLISHED, sizes, summarise, table
-from psgjax import config as configuration
-from psgjax import schema
+from psgjax import schema, switches
 from psgjax.config import (
     Config,
     ConfigError,
@@ -75,7 +74,7 @@ PRESETS = {
 class Options:
     """Train each method on Stacked MNIST and count its modes. An option shown as None takes the preset's or the method's value."""
 
-    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, configuration.METHODS))] = (
+    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, switches.METHODS))] = (
         "gan",
         "sngan",
         "psg",
@@ -127,12 +126,12 @@ def configure(options: Options) -> dict[str, list[Config]]:
         ConfigError: For an unknown method, or a setting that cannot be used.
     """
     if not options.methods:
-        raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
+        raise ConfigError(f"--methods names none; known are {', '.join(switches.METHODS)}.")
     protocol, configs = options.protocol, {}
     for name in options.methods:
         config = Config(
             method_name=name,
-            method=schema.override(configuration.named_method(name), options.method),
+            method=schema.override(switches.named_method(name), options.method),
             network=protocol.network,
             optimizer=options.optimizer,
             data=schema.override(Data(), options.data),

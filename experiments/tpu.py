@@ -28,9 +28,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from typing_extensions import Doc
 
-from psgjax.config import METHODS, Config, ConfigError, Mesh, named_method
+from psgjax.config import Config, ConfigError, Mesh
 from psgjax.schema import Listed
 from psgjax.shell import check_output, run_command
+from psgjax.switches import METHODS, named_method
 
 _IMAGES, _SHAPE = 60_000, (28, 28, 1)  # MNIST's
 _MEMORY = {

@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from psgjax import shell as shell
-from psgjax.config import METHODS, Config, ConfigError, Data, Method, Network, Optimizer, named_method, register_method
+from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
 from psgjax.networks.table import register as register_network
 from psgjax.parts import register_gate, register_loss, register_optimizer, register_regulariser
 from psgjax.sources import register as register_source
+from psgjax.switches import METHODS, named_method, register_method
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset as Dataset

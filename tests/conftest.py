@@ -21,12 +21,14 @@ import jax
 import numpy as np
 import pytest
 
-from psgjax import config, own, parts
-from psgjax.config import METHODS, Config, Data, Method, Network, Optimizer
+from psgjax import own, parts
+from psgjax import switches as methods
+from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
 from psgjax.sources import SOURCES
+from psgjax.switches import METHODS
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
@@ -80,8 +82,8 @@ def _own_parts_alone(monkeypatch):
     """What a test registers is forgotten at its end."""
     monkeypatch.setattr(own, "_loaded", {})
     tables = [
-        config.NAMED,
-        config.METHODS,
+        methods.NAMED,
+        methods.METHODS,
         parts.LOSSES,
         parts.GATES,
         parts.REGULARISERS,

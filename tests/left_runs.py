@@ -7,8 +7,9 @@ import json
 import numpy as np
 from matplotlib.image import imsave
 
-from psgjax.config import METHODS, Config
+from psgjax.config import Config
 from psgjax.schema import to_json
+from psgjax.switches import METHODS
 
 WARNING = "the packaged 5,000 images are used <b>instead</b>"
 

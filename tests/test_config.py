@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgjax import config as configuration
-from psgjax import schema
-from psgjax.config import METHODS, Config, ConfigError, Data, Mesh, Method, Network, Optimizer
+from psgjax import schema, switches
+from psgjax.config import Config, ConfigError, Data, Mesh, Method, Network, Optimizer
 from psgjax.runs.folder import read_config
+from psgjax.switches import METHODS
 
 BAD = [
     (Method, {"generators": 0}, "method.generators is 0; it must be a whole number of at least 1"),
@@ -82,14 +82,14 @@ def test_names_and_types_are_checked_in_python_as_on_the_command_line(kind, fiel
 
 def test_upper_and_lower_case_are_no_difference_between_names():
     with pytest.raises(ConfigError, match="Did you mean 'psg'?"):
-        configuration.named_method("PSG")
+        switches.named_method("PSG")
 
 
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown method 'PSG'.*Did you mean 'psg'"):
-        configuration.named_method("PSG")
+        switches.named_method("PSG")
     with pytest.raises(ConfigError, match="unknown method 'sgan'.*psg, sngan, gan.*Did you mean 'sngan'"):
-        configuration.named_method("sgan")
+        switches.named_method("sgan")
 
 
 def test_a_batch_larger_than_the_training_set():

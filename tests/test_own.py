@@ -6,11 +6,12 @@ import pytest
 
 from psgjax import own
 from psgjax.__main__ import main
-from psgjax.config import ConfigError, Method, named_method
+from psgjax.config import ConfigError, Method
 from psgjax.environment import other_bits, provenance
 from psgjax.runs.identity import read_config
 from psgjax.schema import to_json
 from psgjax.shell import run_command
+from psgjax.switches import named_method
 
 MINE = """
 import psgjax

@@ -16,8 +16,9 @@ from jax import lax
 from experiments.peers import Case, Failed, TooSlow, Worker
 from experiments.peers.ours import Layer
 from experiments.peers.race import spread
-from psgjax.config import ConfigError, named_method
+from psgjax.config import ConfigError
 from psgjax.lowering import conv
+from psgjax.switches import named_method
 
 if TYPE_CHECKING:
     from experiments.bench import Options

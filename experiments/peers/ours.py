@@ -14,11 +14,12 @@ import numpy as np
 from flax import linen as nn
 
 from experiments import peers
-from psgjax.config import Config, Network, named_method
+from psgjax.config import Config, Network
 from psgjax.lowering import conv_cpu, filtering, heaps
 from psgjax.method import epochs, step
 from psgjax.method import state as states
 from psgjax.networks.layers import Down, Pointwise, Up
+from psgjax.switches import named_method
 
 _MATMUL_SECONDS = 0.15
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
 from experiments import peers
-from psgjax.config import Method, Optimizer, named_method
+from psgjax.config import Method, Optimizer
+from psgjax.switches import named_method
 
 LATENT_SIZE = 100
 

@@ -22,8 +22,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from psgjax import config as configuration
-from psgjax import schema
+from psgjax import schema, switches
 from psgjax.config import (
     Config,
     ConfigError,
@@ -61,7 +60,7 @@ class Preset:
     evaluation: tuple[int, int] = (15, 2000)
 
 
-METHODS = Listed("Methods to train one after the other: {}.", partial(", ".join, configuration.METHODS))
+METHODS = Listed("Methods to train one after the other: {}.", partial(", ".join, switches.METHODS))
 OUT = "Folder for everything that is written."
 
 USUAL = Preset(epochs=75, network=Network(width=32))
@@ -121,14 +120,14 @@ def configure(options: Options, preset: Preset) -> dict[str, Config]:
         if not given or len(set(options.seeds)) < len(options.seeds):
             raise ConfigError(f"--seeds {given or 'names none'}: give one or more, each once.")
     if not options.methods:
-        raise ConfigError(f"--methods names none; known are {', '.join(configuration.METHODS)}.")
+        raise ConfigError(f"--methods names none; known are {', '.join(switches.METHODS)}.")
     data = schema.override(preset.data, options.data)
     epochs, samples = preset.evaluation
     configs = {}
     for name in options.methods:
         configs[name] = Config(
             method_name=name,
-            method=schema.override(configuration.named_method(name), options.method),
+            method=schema.override(switches.named_method(name), options.method),
             network=schema.override(preset.network, options.network),
             optimizer=options.optimizer,
             data=data,

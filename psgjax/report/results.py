@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from psgjax.config import METHODS, Config, ConfigError
+from psgjax.config import Config, ConfigError
 from psgjax.data.pictures import read_picture
 from psgjax.report import convergence, intervals
 from psgjax.runs.metrics import read_lines
 from psgjax.schema import from_json
+from psgjax.switches import METHODS
 
 _SNAPSHOTS = 6  # of the samples over time
 
@@ -44,7 +45,7 @@ class Run:
 
 
 def load(folder: Path) -> tuple[list[Run], list[str]]:
-    """The runs in `folder`, in the order of `config.METHODS`, and a warning for each whose config.json cannot be read.
+    """The runs in `folder`, in the order of `switches.METHODS`, and a warning for each whose config.json cannot be read.
 
     Raises:
         FileNotFoundError: If there is none.

@@ -105,11 +105,8 @@ def train(
     limit_heaps()
     with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
-        runs = [
-            resources.enter_context(opened(path, each, data, mesh, tell(console)))
-            for path, each in wanted.items()
-            if writes
-        ]
+        folders = wanted.items() if writes else ()
+        runs = [resources.enter_context(opened(path, each, data, mesh, tell(console))) for path, each in folders]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
         found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []
         (step,) = agreed(max((int(state.step) for state, _ in found), default=0))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.config import NAMED, Config, ConfigError, Data, Method, Network, Optimizer, named_method
+from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
 from psgjax.data import dataset as datasets
 from psgjax.data.dataset import Dataset
 from psgjax.runs.run import Run, load
 from psgjax.shell import Stop
+from psgjax.switches import NAMED, named_method
 from psgjax.training import given, loop
 
 if TYPE_CHECKING:
@@ -63,25 +64,21 @@ def train(
 
     Args:
         method: A name of `methods`, or a `Method` of your own.
-        images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`,
-            which names a source; or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has
-            it.
-        epochs: Its length in passes over the training images; this or `steps` must be given.
-        steps: Its length in updates of the generators.
+        images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`;
+            or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
+        epochs: Its length in passes over the training images; or it is given in
+        steps: Updates of the generators.
         seed: Every random number follows from it.
         out: The folder that keeps the run. One that holds this run already is gone on with, as on the command line. Without it
             nothing is kept: a temporary folder has the checkpoints meanwhile.
-        on_epoch: Called with each line of the metrics as it is written; where it returns False, training ends within the next
-            call to the device, which takes a few seconds at most.
+        on_epoch: Called with each line of the metrics; where it returns False, training ends, within a few seconds.
         range: What black and white are in an array, as in "0..1", where its values do not make that certain.
-        loss: A loss in place of the method's: a name, or a function (`psgjax.register_loss`), as are
-        gate: and
-        regularisers: with their weights, as in {"r1": 1.0, mine: 0.5}; a list of them has weights of 1.
-        network: A `Network`, a name, or a generator and a discriminator (`psgjax.register_network`). A function or module that is
-            passed is a part of this call alone: it is recorded by its own name, and to be loaded or trained further from the
-            command line the run needs it registered under that.
-        optimizer: An `Optimizer`, a name, an optax transformation, or a pair of them for the generators and D
-            (`psgjax.register_optimizer`); recorded as "own".
+        loss: A name, or a function (`psgjax.register_loss`), in place of the method's, as is
+        gate: A name or a function.
+        regularisers: With their weights, as in {"r1": 1.0, mine: 0.5}; a list of them has weights of 1.
+        network: A `Network`, a name, or a generator and a discriminator. A function or module that is passed is recorded by its own
+            name, under which it must be registered where the run is loaded or trained further from the command line.
+        optimizer: An `Optimizer`, a name, an optax transformation, or a pair for the generators and D; recorded as "own".
         settings: Fields of `Config`, such as `batch_size` or `evaluation_epochs`.
 
     Raises:
@@ -92,8 +89,7 @@ def train(
     named, method = (method, named_method(method)) if isinstance(method, str) else ("own", method)
     data, settings = _dataset(images, range, settings)
     chosen = {"loss": loss, "gate": gate, "regularisers": regularisers}
-    network, optimizer = (Network() if network is None else network), (Optimizer() if optimizer is None else optimizer)
-    with given.lent(method, network, optimizer, **chosen) as (method, network, optimizer):
+    with given.lent(method, network or Network(), optimizer or Optimizer(), **chosen) as (method, network, optimizer):
         config = Config(named, method, network, optimizer, **settings, seed=seed, steps=steps or 1)
         if epochs is not None:
             config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))

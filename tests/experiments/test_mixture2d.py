@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from experiments import mixture2d, mixtures, tables
-from psgjax.config import METHODS, Config, Network, Optimizer
+from psgjax.config import Config, Network, Optimizer
 from psgjax.method import epochs
 from psgjax.method import state as states
+from psgjax.switches import METHODS
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 

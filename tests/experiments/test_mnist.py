@@ -19,12 +19,13 @@ from small_mnist import SMALL, main
 
 from experiments import mnist
 from psgjax.commands import sample
-from psgjax.config import METHODS, Config, Method
+from psgjax.config import Config, Method
 from psgjax.method.state import init
 from psgjax.runs import folder as runfolder
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.runs.metrics import read_lines
 from psgjax.schema import from_json, to_json
+from psgjax.switches import METHODS
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 

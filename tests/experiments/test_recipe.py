@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from experiments import mnist, recipe, recipe_tasks, stacked_digits, stacked_mnist
-from psgjax.config import METHODS, Network
+from psgjax.config import Network
 from psgjax.data.dataset import Dataset
 from psgjax.evaluation import fitting
 from psgjax.shell import Stop
+from psgjax.switches import METHODS
 from psgjax.training import loop
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

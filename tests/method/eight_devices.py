@@ -18,10 +18,11 @@ import pytest
 from conftest import SCHEDULES, SHAPE, first_state, leaves, same, tiny
 
 from experiments import tpu
-from psgjax.config import METHODS, Data, Mesh, Network
+from psgjax.config import Data, Mesh, Network
 from psgjax.method import epochs, sharding
 from psgjax.method import state as states
 from psgjax.runs.checkpoint import Checkpoints
+from psgjax.switches import METHODS
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 IMAGES = np.random.default_rng(0).integers(0, 256, (83, *SHAPE), dtype=np.uint8)  # 83: no mesh divides it

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psgjax.config import METHODS
 from psgjax.method import objectives, regularisers
 from psgjax.method.sharding import Shards
+from psgjax.switches import METHODS
 
 
 def eigenvalues(method):

@@ -10,10 +10,11 @@ import pytest
 from conftest import SHAPE, first_state, same, tiny
 from updates import batch_of, close, first_moments, one_step
 
-from psgjax.config import METHODS, Network
+from psgjax.config import Network
 from psgjax.method import epochs
 from psgjax.method import state as states
 from psgjax.method import step as stepping
+from psgjax.switches import METHODS
 
 
 def run_of(config, images):

@@ -10,8 +10,9 @@ import pytest
 import scipy.optimize
 from jax.test_util import check_grads
 
-from psgjax.config import METHODS, Method
+from psgjax.config import Method
 from psgjax.method import losses, objectives
+from psgjax.switches import METHODS
 
 KEY = jax.random.key(0)
 evaluate = jax.jit(objectives.evaluate, static_argnums=0)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import SCHEDULES, SHAPE, first_state, tiny
 
-from psgjax.config import METHODS, Network, Optimizer
+from psgjax.config import Network, Optimizer
 from psgjax.method import reference
 from psgjax.method import step as stepping
+from psgjax.switches import METHODS
 
 PENALTIES = (("r1", 1.0), ("r2", 0.5))
 CASES = {

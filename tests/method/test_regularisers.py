@@ -10,10 +10,11 @@ import pytest
 from conftest import SHAPE, first_state, same, tiny
 
 from psgjax import parts, schema
-from psgjax.config import METHODS, Config, ConfigError, Method, Network
+from psgjax.config import Config, ConfigError, Method, Network
 from psgjax.method import objectives, regularisers
 from psgjax.method import state as states
 from psgjax.method import step as stepping
+from psgjax.switches import METHODS
 
 PENALTIES = (("r1", 3.0), ("r2", 0.5))
 POINTS, IMAGE = Network("mlp", 8, 6), Network("dcgan", 4, 6)

@@ -12,10 +12,11 @@ import pytest
 from conftest import SHAPE, first_state, same, tiny
 from updates import batch_of, first_moments, latents_of, one_step
 
-from psgjax.config import METHODS, ConfigError, Network, Optimizer
+from psgjax.config import ConfigError, Network, Optimizer
 from psgjax.method import objectives, spectral
 from psgjax.method import state as states
 from psgjax.method import step as stepping
+from psgjax.switches import METHODS
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psgjax.config import METHODS, Method
+from psgjax.config import Method
 from psgjax.method import objectives
 from psgjax.report import convergence
+from psgjax.switches import METHODS
 
 LOG2, LOG3 = math.log(2), math.log(3)
 

@@ -10,8 +10,9 @@ import pytest
 from left_runs import WARNING, Page, leave_run, metrics, summary
 from matplotlib.image import imread
 
-from psgjax.config import METHODS, Config, Data
+from psgjax.config import Config, Data
 from psgjax.report import figures, page
+from psgjax.switches import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import safetensors.numpy
 from left_runs import Page, leave_run, metrics, summary
 from PIL import Image
 
-from psgjax.config import METHODS, Config
+from psgjax.config import Config
 from psgjax.report import page, results
+from psgjax.switches import METHODS
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
