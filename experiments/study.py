@@ -89,7 +89,17 @@ def markdown(found: dict[str, Any]) -> str:
     """The tables: each figure's mean and half its 95 % interval, and the verdicts with their reasons."""
     methods = found["methods"]
     seeds = {tuple(each["seeds"]) for each in methods.values()}
-    lines = [f"Mean and half the 95 % interval over the seeds {' '.join(map(str, seeds.pop()))}.", ""]
+    first = next(iter(methods.values()))
+    counts = [first["data"][f"{kind}_images"] for kind in ("train", "held_out")]
+    numbers = " ".join(map(str, seeds.pop()))
+    lines = [
+        f"`{found['command']}`",
+        "",
+        f"Runs of commit {first['commit']}; {first['device']}, {first['processor']}; packaged MNIST, "
+        f"{counts[0]:,} images to train on and {counts[1]} held out. Mean and half the 95 % interval over the seeds {numbers}; "
+        "the JSON file has every figure of every seed.",
+        "",
+    ]
     lines += ["| | " + " | ".join(methods) + " |", "| --- |" + " ---: |" * len(methods)]
     for label in FIGURES:
         cells = [_text(intervals.combine(each["figures"][label])) for each in methods.values()]
