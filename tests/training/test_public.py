@@ -163,3 +163,9 @@ def test_arrays_become_a_data_set_the_same_way_each_time(images):
     np.testing.assert_array_equal(floats.images, one.images)
     with pytest.raises(ConfigError, match=r"32 images, and labels \[3\]"):
         psgjax.Dataset.from_arrays(images, np.zeros(3))
+
+
+def test_too_few_held_out_images_to_measure_by_are_one_line(images):
+    data = psgjax.Dataset.from_arrays(images[:20])
+    with pytest.raises(psgjax.ConfigError, match=r"2 image\(s\) held out: .* at least 6; hold out more"):
+        psgjax.train("gan", data, steps=1, evaluation_epochs=1, network=psgjax.Network(width=2), batch_size=4)
