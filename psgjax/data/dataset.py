@@ -30,9 +30,6 @@ TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 TENTH = 0.1  # is held out where nothing else is said
 
 
-LEAST_HELD_OUT = 6  # the metrics look at five neighbours of an image
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images, and labels where there are any, in canonical order: to train on, and held out.
@@ -83,10 +80,10 @@ class Dataset:
                 schema.check(
                     labels.shape == images.shape[:1], name, list(labels.shape), f"one for each of {len(images)} images"
                 )
-        if classes and len(self.held_out_images) < LEAST_HELD_OUT:
+        if classes and len(self.held_out_images) < 6:  # the metrics look at five neighbours of an image
             raise ConfigError(
-                f"{len(self.held_out_images)} image(s) held out: the quality of samples is measured against at least "
-                f"{LEAST_HELD_OUT}; hold out more, or give --evaluation-epochs 0."
+                f"{len(self.held_out_images)} image(s) held out: the quality of samples is measured against at least 6; hold out more, "
+                "or give --evaluation-epochs 0."
             )
         if classes and self.labels is not None and len(self.labels) and len(np.unique(self.labels)) < 2:
             raise ConfigError(
