@@ -82,8 +82,8 @@ class Dataset:
                 )
         if classes and len(self.held_out_images) < 6:  # the metrics look at five neighbours of an image
             raise ConfigError(
-                f"{len(self.held_out_images)} image(s) held out: the quality of samples is measured against at least 6; hold out more, "
-                "or give --evaluation-epochs 0."
+                f"{len(self.held_out_images)} image(s) held out: the quality of samples is measured against at least 6; hold out "
+                "more, or give --evaluation-epochs 0."
             )
         if classes and self.labels is not None and len(self.labels) and len(np.unique(self.labels)) < 2:
             raise ConfigError(

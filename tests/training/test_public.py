@@ -167,5 +167,5 @@ def test_arrays_become_a_data_set_the_same_way_each_time(images):
 
 def test_too_few_held_out_images_to_measure_by_are_one_line(images):
     data = psgjax.Dataset.from_arrays(images[:20])
-    with pytest.raises(psgjax.ConfigError, match=r"2 image\(s\) held out: .* at least 6; hold out more"):
+    with pytest.raises(psgjax.ConfigError, match=r"2 image\(s\) held out: .* at least 6; hold out"):
         psgjax.train("gan", data, steps=1, evaluation_epochs=1, network=psgjax.Network(width=2), batch_size=4)
