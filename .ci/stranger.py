@@ -75,6 +75,7 @@ def main() -> None:
 
         expect(first, clone, work, "report: ")
         expect(first, clone, work, "finished already")
+        helped = set()
         for command in documented():
             words = shlex.split(command)
             on_a_run = words[2] == "psgjax" and words[3:4] != ["train"]
@@ -82,8 +83,9 @@ def main() -> None:
             if on_a_run and not missing and not _PLACEHOLDER.search(command):
                 expect(command, clone, work)
             else:
-                known = words[: 4 if words[2] == "psgjax" else 3]
-                expect(f"{shlex.join(known)} --help", clone, work)
+                helped.add(shlex.join(words[: 4 if words[2] == "psgjax" else 3]))
+        for command in sorted(helped):
+            expect(f"{command} --help", clone, work)
 
 
 if __name__ == "__main__":
