@@ -25,7 +25,7 @@ PRESET = train.Preset(epochs=50, network=Network(width=32), data=Data(name="fash
 class Options(train.Options):
     """Train GANs on pictures of clothes and write one report. An option shown as None takes its usual value."""
 
-    methods: Annotated[tuple[str, ...], Doc(train.METHODS)] = ("psg", "sngan")
+    methods: Annotated[tuple[str, ...], train.METHODS] = ("psg", "sngan")
     out: Annotated[Path, Doc(train.OUT)] = Path("runs/fashion_mnist")
 
 

@@ -34,7 +34,7 @@ GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason
 HOARD = """
 import ctypes, os
 from experiments.footprint import _resident
-from psgjax.environment import trim_heaps
+from psgjax.lowering.heaps import trim_heaps
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -60,7 +60,7 @@ def test_freed_memory_is_given_back():
 
 AGAIN = """
 import ctypes, resource, sys
-from psgjax.environment import keep_heaps, limit_heaps
+from psgjax.lowering.heaps import keep_heaps, limit_heaps
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -96,7 +96,7 @@ def test_memory_that_is_asked_for_again_is_kept():
 APART = """
 import ctypes, os, sys
 from experiments.footprint import _resident
-from psgjax.environment import keep_heaps, limit_heaps
+from psgjax.lowering.heaps import keep_heaps, limit_heaps
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
