@@ -108,7 +108,14 @@ def test_each_switch_changes_what_it_says_and_no_more(switch, base, expected, im
 
 
 def test_the_table_above_has_every_schedule():
-    known = {"learning_rate", "discriminator_learning_rate", "beta1", "beta2", "average_decay"}  # these are none
+    known = {
+        "learning_rate",
+        "discriminator_learning_rate",
+        "beta1",
+        "beta2",
+        "average_decay",
+        "name",
+    }  # these are none
     assert {name for switch, *_ in SWITCHES for name in switch} - known == {
         field.name for field in dataclasses.fields(Optimizer)
     } - known
