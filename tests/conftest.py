@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -29,6 +30,11 @@ from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
 from psgjax.sources import SOURCES
 from psgjax.switches import METHODS
+
+# Whoever started the tests may have signals ignored, as a shell does for what runs in the background: the tests hear them.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
