@@ -244,7 +244,7 @@ class Config:
         Doc("Of the layers' arithmetic; parameters, scores, losses and statistics are float32 always."),
     ] = "float32"
     evaluation_epochs: Annotated[
-        int, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
+        int, Doc("Epochs between measurements of the quality of samples, one more at the end; 0 for none.")
     ] = 0
     evaluation_samples: Annotated[int, Doc("Samples of all generators together to measure it on.")] = 10_000
     _former = ("warning",)  # fields that earlier versions wrote, which decide nothing

@@ -76,7 +76,7 @@ class Optimiser(Part):
 
 
 def _choice(choices: int, minimax: bool) -> float:
-    """What a generator loses where D chooses among so many by chance."""
+    """What a generator loses where D chooses one of that number by chance."""
     return math.log(1 - 1 / choices) if minimax else math.log(choices)
 
 

@@ -84,7 +84,7 @@ class Options:
         Doc("Of the layers' arithmetic; parameters and losses are float32 always."),
     ] = "float32"
     evaluation_epochs: Annotated[
-        int | None, Doc("Measure the quality of samples every so many epochs and at the end; 0 for never.")
+        int | None, Doc("Epochs between measurements of the quality of samples, one more at the end; 0 for none.")
     ] = None
     evaluation_samples: Annotated[int | None, Doc("Samples of all generators together to measure it on.")] = None
     out: Annotated[Path, Doc(OUT)] = Path("runs/images")

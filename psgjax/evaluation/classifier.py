@@ -198,7 +198,7 @@ def check_labelled(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def module(classes: int) -> ConvDiscriminator:
-    """The network of every classifier of so many classes, whatever the shape of its images."""
+    """The network of every classifier with that number of classes, whatever the shape of its images."""
     return ConvDiscriminator(_LAYERS, (FEATURES,), _SLOPE, classes)
 
 

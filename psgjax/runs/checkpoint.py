@@ -268,7 +268,7 @@ def _plain(folder: Path) -> Iterator[Path]:
 
 
 def _reserve(folder: Path, size: int) -> None:
-    """Raise the system's error here and now where a folder cannot take so many bytes."""
+    """Raise the system's error here and now where a folder cannot take that number of bytes."""
     path = folder / "room.tmp"
     try:
         with path.open("wb") as file:

@@ -32,7 +32,7 @@ def distance_of(scores: dict[str, Any]) -> Any:
 
 
 def check_lines(path: Path, step: int, every: int) -> None:
-    """Refuse a metrics.jsonl from which lines are missing that the checkpoint of `step` has behind it, one `every` so many steps.
+    """Refuse a metrics.jsonl from which lines are missing that the checkpoint of `step` has behind it, `every` steps apart.
 
     Raises:
         ConfigError: With the first step that is missing.
