@@ -20,7 +20,7 @@ from pathlib import Path
 
 TOP = Path(__file__).parent.parent
 TOOLS = ("bash", "sh", "env", "uname")  # all that is on the PATH beside Python; git is not
-_COMMAND = re.compile(r"python -m (?:psgjax|experiments)[^`#|"\n]*")
+_COMMAND = re.compile(r'python -m (?:psgjax|experiments)[^`#|"\n]*')
 _PLACEHOLDER = re.compile(r"\b(DIR|FOLDER|FILE|HOST|NAME|RUN|images\.npz|real\.npz|folder/)")
 
 
