@@ -54,7 +54,15 @@ class Listed(Doc):
         return self._text.format(self._listed())
 
 
-_short = reprlib.Repr()  # what a file holds is quoted in a message, which stays one short line
+class _Short(reprlib.Repr):
+    """What a file holds, as a message quotes it: short, however deep it is nested."""
+
+    def repr(self, x: object) -> str:
+        text = super().repr(x)
+        return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+_short = _Short()
 _short.maxstring = _short.maxlong = _short.maxother = 80
 
 

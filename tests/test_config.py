@@ -109,6 +109,7 @@ SETTINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(SETTINGS)
 def test_json_and_back_is_the_same(config):
     assert schema.from_json(Config, schema.to_json(config)) == config

@@ -200,7 +200,7 @@ def test_a_folder_in_use_is_refused_and_taken_over_from_the_dead(data, tmp_path)
     config = tiny("gan", steps=1)
     folder = tmp_path / "run"
     folder.mkdir()
-    hold = "import sys, time, pathlib; from psgjax import runfolder\n"
+    hold = "import sys, time, pathlib; from psgjax.runs import folder as runfolder\n"
     hold += "with runfolder.alone(pathlib.Path(sys.argv[1]), print): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
