@@ -20,8 +20,12 @@ from psgjax.method import sharding
 @pytest.mark.parametrize("part", ["psg_is", pytest.param("not psg_is", marks=pytest.mark.uncovered)])
 def test_eight_devices(part):
     options = ["-n", "0", "--no-cov", "-k", part]  # the process is measured, not the tests in it
-    command = [sys.executable, "-m", "pytest", *options, Path(__file__).with_name("eight_devices.py")]
-    result = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}, capture_output=True, text=True)
+    root = Path(__file__).parents[
+        2
+    ]  # where pytest is given a path without brackets, which it would take for parameters
+    command = [sys.executable, "-m", "pytest", *options, "tests/method/eight_devices.py"]
+    devices = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    result = subprocess.run(command, cwd=root, env=devices, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
