@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -67,6 +68,7 @@ def test_without_git_there_is_no_commit_and_all_else(monkeypatch):
     assert f"({found['cores']} cores)" in found["device"]
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 def test_the_commit_is_that_of_the_repository_that_holds_the_package_and_of_no_other(tmp_path):
     for package in (tmp_path / "psgjax", tmp_path / "venv/lib/psgjax"):
         package.mkdir(parents=True)
