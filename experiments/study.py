@@ -1,6 +1,6 @@
 """The paper's claims on five seeds of 150 epochs: psg, sngan, and psg without its gate, on the packaged images.
 
-    python -m experiments.study        # an hour and a half on two quiet CPU cores; run again to go on
+    python -m experiments.study        # took 2 h 10 min on two busy CPU cores; run again to go on
 
 Writes runs/study/: `paper` and `ungated`, two folders of runs with a report each, and results.json and results.md: every figure of
 every seed, and the tables. results/study.md has what was found.
