@@ -3,6 +3,7 @@
     python -m experiments.bench                   # psg, sngan and gan at batch size 128: twelve minutes on two cores
     python -m experiments.bench --convolutions    # each convolution of the step, inside a loop and outside: three minutes
     python -m experiments.bench --network resnet --width 16    # residual networks instead of dcgan
+    python -m experiments.bench --methods gan gan-r1r2         # what R1 and R2 cost, without them and with them
     python -m experiments.bench --json results.json --methods psg --contenders psgjax torch
 
 Each contender trains in a process of its own. In every round, each makes a fixed number of steps, one after the other, and the
@@ -38,6 +39,7 @@ from psgjax.files import write_atomically
 from psgjax.shell import check_output, run_command
 
 METHODS = ("psg", "sngan", "gan")
+ALL_METHODS = (*METHODS, "psg-r1r2", "gan-r1r2", "r3gan", "choice")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Options:
     methods: Annotated[
         tuple[str, ...],
         Doc(
-            f"Methods to train; if not given, {', '.join(METHODS)}, for resnet without sngan, as some kernels are zero at first."
+            f"Methods to train, of {', '.join(ALL_METHODS)}; if not given, the first three, for resnet without sngan, as some of "
+            "its kernels are zero at first."
         ),
     ] = ()
     contenders: Annotated[
@@ -115,7 +118,7 @@ def parse(arguments: list[str] | None) -> Options:
     values: dict[str, Any] = vars(parser.parse_args(arguments))
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     options = Options(**values)
-    for name, known in (("methods", METHODS), ("contenders", tuple(race.CONTENDERS))):
+    for name, known in (("methods", ALL_METHODS), ("contenders", tuple(race.CONTENDERS))):
         for value in getattr(options, name):
             if value not in known:
                 raise ConfigError(f"--{name} {value}: known are {', '.join(known)}.")

@@ -3,11 +3,13 @@
     python -m experiments.recipe                                          # ring and grid, ten seeds, every row
     python -m experiments.recipe --steps 30000 --out runs/recipe-long     # as the long run of mixture2d
     python -m experiments.recipe --tasks stacked_mnist mnist --seeds 5 --rows sngan gan gan-r1r2 r3gan psg choice
+    python -m experiments.recipe --tasks mnist --data.source idx --data.dir FOLDER    # digits from the four files of MNIST
     python -m experiments.recipe --cells grid-choice-k4                   # that one again, and whether it is the same
 
 `choice` is the softmax over K + 1 images without a gate, with R1 and R2 in every update; for K = 1 that is R3GAN's loss. Rows
-that end in `-wide` have one generator and networks twice as wide: more generators must beat them, not the plain ones, for the
-column of operations counts what an update costs. Weights of penalties and step sizes are the same in all rows, not each its best.
+that end in `-wide` have one generator and networks twice as wide, in `-batch4` one and four times the images in an update: more
+generators must beat them, not the plain ones, for the column of operations counts what an update costs. Weights of penalties and
+step sizes are the same in all rows, not each its best.
 
 Writes OUT/cells/TASK-ROW.json as each cell is done (with images TASK-ROW-SEED.json, beside a run that can be resumed), then
 results.json and results.md. Run again to go on.
@@ -31,7 +33,7 @@ from experiments.command import check_counts
 from experiments.recipe_tasks import Result, Shape, Task, settings, tasks
 from experiments.tables import Table
 from psgjax import schema
-from psgjax.config import Config, ConfigError
+from psgjax.config import Config, ConfigError, DataOverrides
 from psgjax.shell import Stop, tell
 from psgjax.switches import named_method
 
@@ -44,11 +46,12 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Row:
-    """A named method, with what is changed of it, and the factor on its networks' width."""
+    """A named method, with what is changed of it, and the factors on its networks' width and on the images of an update."""
 
     method: str
     changes: dict[str, Any] = field(default_factory=dict)
     wider: int = 1
+    batches: int = 1
 
 
 ROWS = {
@@ -63,6 +66,8 @@ ROWS = {
     "stackelberg-r1r2-k4": Row("stackelberg-r1r2", {"generators": 4}),
     "r3gan-wide": Row("r3gan", wider=2),
     "gan-r1r2-wide": Row("gan-r1r2", wider=2),
+    "r3gan-batch2": Row("r3gan", batches=2),
+    "r3gan-batch4": Row("r3gan", batches=4),
     "choice-k3": Row("choice", {"generators": 3}),
     "psg-r1r2": Row("psg-r1r2"),
     "stackelberg": Row("stackelberg"),
@@ -88,6 +93,7 @@ class Options(mixtures.Protocol):
         tuple[str, ...], Doc("Names of cells to do alone; one that is done is done again, from the beginning.")
     ] = ()
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/recipe")
+    data: DataOverrides = field(default_factory=DataOverrides)
 
 
 def configured(options: Options, task: Task) -> dict[str, Config]:
@@ -100,7 +106,8 @@ def configured(options: Options, task: Task) -> dict[str, Config]:
     for name in options.rows:
         row = ROWS[schema.known("row", name, tuple(ROWS))]
         method = dataclasses.replace(named_method(row.method), **row.changes)
-        configs[name] = task.configure(name, method, row.wider)
+        config = task.configure(name, method, row.wider)
+        configs[name] = dataclasses.replace(config, batch_size=row.batches * config.batch_size)  # for as many updates
     return configs
 
 
@@ -182,7 +189,7 @@ def run(options: Options, typed: str, console: Console) -> int:
 
     environment.settle()
     environment.use_compilation_cache()
-    known = tasks(options, options.steps, console, stop)
+    known = tasks(options, options.steps, options.data, console, stop)
     ready = {name: known[name]() for name in options.tasks}
     of_tasks = {name: cells_of(options, name, task) for name, task in ready.items()}
     every = [cell for of_rows in of_tasks.values() for of_row in of_rows.values() for cell in of_row]

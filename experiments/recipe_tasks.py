@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from experiments import command, mixtures, mnist, stacked_digits, stacked_mnist
+from psgjax import schema
 from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.shell import Stop, tell
 
@@ -32,6 +33,7 @@ class Task:
         configure: A method, its name and the factor on the networks' width, to the configuration of the first seed.
         work: A configuration and the cell's folder, to one result per seed; None if it was stopped.
         together: Whether a cell has all seeds; else it has one.
+        images: What is trained on, in words, and its SHA-256; of images alone.
     """
 
     shape: Shape
@@ -39,6 +41,7 @@ class Task:
     configure: Callable[[str, Method, int], Config]
     work: Callable[[Config, Path], list[Result] | None]
     together: bool
+    images: dict[str, str] = field(default_factory=dict)
 
 
 def plane(name: str, protocol: mixtures.Protocol, steps: int, console: Console) -> Task:
@@ -73,12 +76,12 @@ def plane(name: str, protocol: mixtures.Protocol, steps: int, console: Console) 
     return Task(mixtures.SHAPE, measures, configure, work, together=True)
 
 
-def stacked(data_seed: int, console: Console, stop: Stop) -> Task:
+def stacked(given: Any, data_seed: int, console: Console, stop: Stop) -> Task:
     """Stacked MNIST at its quick preset."""
     from psgjax.evaluation.fitting import for_data
 
     preset, samples = stacked_mnist.PRESETS["quick"], 26_000
-    digits = _dataset(Data(), console)
+    digits = _dataset(schema.override(Data(), given), console)
     data = stacked_digits.stacked(digits, preset.images, data_seed)
     classifier = for_data(digits, tell(console))
     assert classifier is not None, "MNIST has labels"
@@ -93,15 +96,15 @@ def stacked(data_seed: int, console: Console, stop: Stop) -> Task:
         return _of_one_seed(config, data, folder, console, stop, evaluate)
 
     measures = {"modes": (f"modes (of {stacked_digits.MODES:,})", 1.0, 0), "kl": ("KL", 1.0, 2)}
-    return Task(_shape(data), measures, configure, work, together=False)
+    return Task(_shape(data), measures, configure, work, together=False, images=_facts(data))
 
 
-def digits(console: Console, stop: Stop) -> Task:
+def digits(given: Any, console: Console, stop: Stop) -> Task:
     """MNIST at its quick preset, scored at the end."""
     from psgjax.runs.metrics import read_lines
 
     preset = mnist.PRESETS["quick"]
-    data = _dataset(preset.data, console)
+    data = _dataset(schema.override(preset.data, given), console)
 
     def configure(row: str, method: Method, wider: int) -> Config:
         network = dataclasses.replace(preset.network, width=preset.network.width * wider)
@@ -123,7 +126,7 @@ def digits(console: Console, stop: Stop) -> Task:
         "histogram_kl": ("class KL", 1.0, 3),
         "accuracy": ("accuracy", 1.0, 2),
     }
-    return Task(_shape(data), measures, configure, work, together=False)
+    return Task(_shape(data), measures, configure, work, together=False, images=_facts(data))
 
 
 def _dataset(settings: Data, console: Console) -> Dataset:
@@ -135,6 +138,10 @@ def _dataset(settings: Data, console: Console) -> Dataset:
 def _shape(data: Dataset) -> Shape:
     height, width, channels = data.images.shape[1:]
     return height, width, channels
+
+
+def _facts(data: Dataset) -> dict[str, str]:
+    return {key: data.info[key] for key in ("description", "sha256")}
 
 
 def _of_one_seed(
@@ -150,13 +157,18 @@ def _of_one_seed(
     return [evaluate()] if finished else None
 
 
-def tasks(protocol: mixtures.Protocol, steps: int, console: Console, stop: Stop) -> dict[str, Callable[[], Task]]:
-    """By name, how each task is made ready: the data of those that are not asked for are not read."""
+def tasks(
+    protocol: mixtures.Protocol, steps: int, given: Any, console: Console, stop: Stop
+) -> dict[str, Callable[[], Task]]:
+    """By name, how each task is made ready: the data of those that are not asked for are not read.
+
+    `given` is where digits come from, as the command line has it.
+    """
     return {
         "ring": partial(plane, "ring", protocol, steps, console),
         "grid": partial(plane, "grid", protocol, steps, console),
-        "stacked_mnist": partial(stacked, protocol.data_seed, console, stop),
-        "mnist": partial(digits, console, stop),
+        "stacked_mnist": partial(stacked, given, protocol.data_seed, console, stop),
+        "mnist": partial(digits, given, console, stop),
     }
 
 
@@ -164,4 +176,5 @@ def settings(task: Task, protocol: mixtures.Protocol, config: Config) -> dict[st
     """Everything that decides the result of a cell, as JSON has it."""
     seeds = [config.seed + i for i in range(protocol.seeds)] if task.together else [config.seed]
     drawn = {"points": protocol.points, "samples": protocol.samples} if task.together else {}
-    return {**command.settings(config), "seeds": seeds, "data_seed": protocol.data_seed, **drawn}
+    images = {"images": task.images} if task.images else {}
+    return {**command.settings(config), "seeds": seeds, "data_seed": protocol.data_seed, **drawn, **images}

@@ -1,7 +1,7 @@
 """The reference step in PyTorch, as a user of PyTorch would write it well: modules, losses, fused Adam; eager or compiled.
 
-The layers, losses and gates of `psgjax` for the methods psg, sngan and gan. One pass of D is shared by both sides, each of which
-takes its own gradients from it: faster than D's second pass on detached images.
+The layers, losses, gate and penalties of `psgjax` for the methods of `experiments.bench`. One pass of D is shared by both sides,
+each of which takes its own gradients from it, and by R1 and R2: faster than D's second pass on detached images.
 """
 
 from __future__ import annotations
@@ -158,20 +158,27 @@ def losses(method: Method, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, 
     The last is bool [K + 1], D last, or None for everyone. Each generator's objective depends on its own images' scores alone.
     """
     count = len(fake)
-    if method.gate == "none":
+    if method.scores == "independent":
         d_loss = functional.softplus(-real).mean() + functional.softplus(fake).mean()
         return d_loss, functional.softplus(-fake).mean(1).sum(), None
     scores = torch.cat([fake, real[None]])
+    own = torch.eye(count, count + 1, dtype=torch.bool, device=scores.device)[:, :, None]
+    # Of generator j, as seen by generator i: [i, j, B].
+    log_p = torch.where(own, scores, scores.detach()).log_softmax(1)[:, :count]
+    if method.gate == "none":
+        return -scores.log_softmax(0)[-1].mean(), -log_p.diagonal().mean(0).sum(), None
     chosen = scores.argmax(0)
     right = chosen == count
     d_loss = -(scores.log_softmax(0)[-1] * ~right).mean()
-    own = torch.eye(count, count + 1, dtype=torch.bool, device=scores.device)[:, :, None]
-    log_p = torch.where(own, scores, scores.detach()).log_softmax(1)[
-        :, :count
-    ]  # of generator j, as seen by generator i
     others = (chosen != torch.arange(count, device=scores.device)[:, None]) & ~right
     g_loss = -(log_p.diagonal().T * others + log_p.mean(1) * right).mean(1).sum()
     return d_loss, g_loss, torch.cat([others | right, ~right[None]]).any(1)
+
+
+def half_squared_norms(scores: Tensor, images: Tensor) -> Tensor:
+    """|grad D(x)|^2 / 2, the mean over images: R1 of real ones, R2 of generated ones."""
+    (grads,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    return grads.square().sum((1, 2, 3)).mean() / 2
 
 
 class Training:
@@ -206,15 +213,21 @@ class Training:
     def step(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Update on images [B, 1, 28, 28] in [-1, 1] and latents [B, 100]; D's loss and the generators' summed."""
         fakes = torch.cat([generator(latents) for generator in self.generators])
+        weights = dict(self.method.regularisers)
+        real.requires_grad_("r1" in weights)
         with parametrize.cached():  # one power iteration, and one set of kernels, for both calls
             fake_scores = self.discriminator(fakes).view(self.count, -1)
             real_scores = self.discriminator(real).view(-1)
         d_loss, g_loss, has_update = self.losses(self.method, fake_scores, real_scores)
+        for name, scores, images in (("r1", real_scores, real), ("r2", fake_scores, fakes)):
+            if name in weights:
+                d_loss = d_loss + weights[name] * half_squared_norms(scores, images)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         d_loss.backward(inputs=list(self.discriminator.parameters()), retain_graph=True)
         g_loss.backward(inputs=list(self.generators.parameters()))
         updates = [True] * len(self.optimizers) if has_update is None else has_update.tolist()
+        updates[-1] |= bool(weights)  # penalties act in every update
         for optimizer, update in zip(self.optimizers, updates, strict=True):
             if update:
                 optimizer.step()

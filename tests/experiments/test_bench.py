@@ -144,7 +144,7 @@ def test_a_contender_that_takes_too_long_is_reported_and_not_waited_for(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "biggan"], "--methods biggan: known are psg, sngan, gan."),
+        (["--methods", "biggan"], "--methods biggan: known are psg, sngan, gan, "),
         (["--contenders", "keras"], "--contenders keras: known are"),
         (["--network", "resnet", "--contenders", "flax"], "--network resnet with flax: there is none"),
         (["--rounds", "0"], "--rounds 0: it must be a number above 0"),

@@ -23,7 +23,7 @@ TINY = ["--tasks", "ring", "--steps", "4", "--seeds", "2", "--points", "200", "-
 
 def configs(**options):
     chosen = recipe.Options(**options)
-    task = recipe_tasks.tasks(chosen, chosen.steps, Console(quiet=True), Stop())["grid"]()
+    task = recipe_tasks.tasks(chosen, chosen.steps, chosen.data, Console(quiet=True), Stop())["grid"]()
     return recipe.configured(chosen, task)
 
 
@@ -33,10 +33,11 @@ def test_rows_are_the_named_methods_and_what_is_changed_of_them():
         if name in METHODS:
             assert config.method == METHODS[name]
         assert config.optimizer.learning_rate == 1e-3
-        assert (config.batch_size, config.steps) == (64, 4000)
+        assert (config.batch_size, config.steps) == (64 * recipe.ROWS[name].batches, 4000)
     assert found["choice-k4"].method == dataclasses.replace(METHODS["choice"], generators=4)
     assert dataclasses.replace(found["choice"].method, generators=1) == METHODS["r3gan"]
     assert found["gan-pack2"].method.pack == 2
+    assert (found["r3gan-batch4"].batch_size, found["r3gan-batch4"].steps) == (256, 4000)
     assert found["r3gan-wide"].network.width == 2 * found["r3gan"].network.width
     costs = [recipe.operations(found[name], (1, 1, 2)) for name in ("gan", "gan-r1r2", "choice-k4", "r3gan-wide")]
     assert costs == sorted(costs)  # a wide row costs more than the one that it is to be compared with
