@@ -33,7 +33,7 @@ class Task:
         configure: A method, its name and the factor on the networks' width, to the configuration of the first seed.
         work: A configuration and the cell's folder, to one result per seed; None if it was stopped.
         together: Whether a cell has all seeds; else it has one.
-        images: What is trained on, in words, and its SHA-256; of images alone.
+        images: The data set's name, counts and SHA-256; none of points.
     """
 
     shape: Shape
@@ -41,7 +41,7 @@ class Task:
     configure: Callable[[str, Method, int], Config]
     work: Callable[[Config, Path], list[Result] | None]
     together: bool
-    images: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
 
 
 def plane(name: str, protocol: mixtures.Protocol, steps: int, console: Console) -> Task:
@@ -140,8 +140,9 @@ def _shape(data: Dataset) -> Shape:
     return height, width, channels
 
 
-def _facts(data: Dataset) -> dict[str, str]:
-    return {key: data.info[key] for key in ("description", "sha256")}
+def _facts(data: Dataset) -> dict[str, Any]:
+    """What the images are, wherever they lie."""
+    return {key: data.info[key] for key in ("name", "train_images", "held_out_images", "sha256")}
 
 
 def _of_one_seed(

@@ -58,7 +58,15 @@ def test_a_cell_is_done_once_and_made_again_with_the_same_figures(capsys):
 
 @pytest.mark.uncovered
 def test_images_have_a_cell_and_a_run_for_each_seed(images, monkeypatch):
-    info = {"description": "noise", "sha256": "0" * 64, "source": "packaged", "warning": None}
+    counts = {"train_images": 64, "held_out_images": 16}
+    info = {
+        "name": "noise",
+        "description": "noise",
+        **counts,
+        "sha256": "0" * 64,
+        "source": "packaged",
+        "warning": None,
+    }
     images, labels = np.concatenate([images, images]), np.zeros(64, np.int32)
     monkeypatch.setattr(
         recipe_tasks, "_dataset", lambda settings, console: Dataset(images, labels, images[:16], labels[:16], info)
@@ -73,6 +81,8 @@ def test_images_have_a_cell_and_a_run_for_each_seed(images, monkeypatch):
     assert recipe.main(arguments) == 0
     assert sorted(path.stem for path in Path("out/cells").glob("*")) == ["stacked_mnist-gan-0", "stacked_mnist-gan-1"]
     assert Path("out/runs/stacked_mnist-gan-1/metrics.jsonl").is_file()
+    settings = json.loads(Path("out/cells/stacked_mnist-gan-1.json").read_text())["settings"]
+    assert settings["images"].keys() == {"name", "train_images", "held_out_images", "sha256"}
     assert "| gan | 7 ± 0 | 1.50 ± 0.00 | 2 |" in Path("out/results.md").read_text()
     monkeypatch.setattr(loop, "train", trained)
     assert recipe.main(["--tasks", "mnist", "--rows", "gan", "psg", "--seeds", "1", "--out", "other"]) == 0
