@@ -43,7 +43,7 @@ def check_out(out: Path) -> None:
     Raises:
         ConfigError: With what is in the way.
     """
-    commands.check_out(out, (out / "cells").is_dir(), ("results.json", "results.md", "runs"))
+    commands.check_out(out, (out / "cells").is_dir(), ("results.json", "results.md", "accuracy.png", "runs"))
 
 
 def read(out: Path, cell: Cell) -> Record | None:

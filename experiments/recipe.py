@@ -12,12 +12,13 @@ generators must beat them, not the plain ones, for the column of operations coun
 step sizes are the same in all rows, not each its best.
 
 Writes OUT/cells/TASK-ROW.json as each cell is done (with images TASK-ROW-SEED.json, beside a run that can be resumed), then
-results.json and results.md. Run again to go on.
+results.json, results.md and, of MNIST, accuracy.png. Run again to go on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ from experiments.recipe_tasks import Result, Shape, Task, settings, tasks
 from experiments.tables import Table
 from psgjax import schema
 from psgjax.config import Config, ConfigError, DataOverrides
+from psgjax.files import write_atomically
 from psgjax.shell import Stop, tell
 from psgjax.switches import named_method
 
@@ -174,6 +176,37 @@ def estimate(values: list[float | None], factor: float, digits: int) -> str:
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
 
 
+def accuracy_picture(of_rows: dict[str, list[cells.Cell]], records: dict[str, Any]) -> bytes | None:
+    """A PNG: D's accuracy on held-out images after each epoch, one line per row, the mean over seeds; None without any."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from psgjax.report.figures import PALETTE, STYLE
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for index, (row, of_row) in enumerate(of_rows.items()):
+            per_seed = [
+                one for cell in of_row if cell.name in records for one in records[cell.name]["result"]["per_seed"]
+            ]
+            curves = [one["accuracies"] for one in per_seed if "accuracies" in one]
+            if curves:
+                style: dict[str, Any] = {
+                    "color": PALETTE[index % len(PALETTE)],
+                    "linestyle": "-" if index < len(PALETTE) else "--",
+                }
+                axes.plot(range(1, len(curves[0]) + 1), np.mean(curves, axis=0), label=row, **style)
+        if not axes.lines:
+            return None
+        axes.set(xlabel="epoch", ylabel="share of tuples whose real image D chose", ylim=(0, 1))
+        axes.set_title("held-out images, mean over seeds; chance: 1 of K + 1", fontsize=10)
+        axes.legend(ncols=3)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", metadata={"Software": None})
+    return image.getvalue()
+
+
 def run(options: Options, typed: str, console: Console) -> int:
     """Do every cell that is not done, then show and write the tables; the exit status.
 
@@ -201,6 +234,8 @@ def run(options: Options, typed: str, console: Console) -> int:
         tables.show(console, one)
     console.print(NOTE, highlight=False)
     tables.write(out, {**environment.provenance(), "command": typed, "cells": records}, [*each, NOTE])
+    if picture := accuracy_picture(of_tasks.get("mnist", {}), records):
+        write_atomically(out / "accuracy.png", picture)
     say(f"results: {out}")
     return 0
 

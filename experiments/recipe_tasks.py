@@ -115,8 +115,14 @@ def digits(given: Any, console: Console, stop: Stop) -> Task:
 
     def work(config: Config, folder: Path) -> list[Result] | None:
         def evaluate() -> Result:
-            line = read_lines(folder / "metrics.jsonl")[-1]
-            return {"seed": config.seed, **line["evaluation"], "accuracy": line["held_out_accuracy"]}
+            lines = read_lines(folder / "metrics.jsonl")
+            accuracies = [line["held_out_accuracy"] for line in lines]  # after each epoch
+            return {
+                "seed": config.seed,
+                **lines[-1]["evaluation"],
+                "accuracy": accuracies[-1],
+                "accuracies": accuracies,
+            }
 
         return _of_one_seed(config, data, folder, console, stop, evaluate)
 

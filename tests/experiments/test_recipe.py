@@ -89,6 +89,7 @@ def test_images_have_a_cell_and_a_run_for_each_seed(images, monkeypatch):
     text = Path("other/results.md").read_text()
     assert "| gan | 9.50 | 0.600 | 0.100 | 0.50 | 1 |" in text
     assert "| psg | – | – | – | – | 1 |" in text
+    assert Path("other/accuracy.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def trained(config, data, folder, console, stop):
