@@ -4,12 +4,13 @@
     python -m experiments.recipe --steps 30000 --out runs/recipe-long     # as the long run of mixture2d
     python -m experiments.recipe --tasks stacked_mnist mnist --seeds 5 --rows sngan gan gan-r1r2 r3gan psg choice
     python -m experiments.recipe --tasks mnist --data.source idx --data.dir FOLDER    # digits from the four files of MNIST
+    python -m experiments.recipe --tuned FILE                             # ring and grid, each row with its own step size
     python -m experiments.recipe --cells grid-choice-k4                   # that one again, and whether it is the same
 
 `choice` is the softmax over K + 1 images without a gate, with R1 and R2 in every update; for K = 1 that is R3GAN's loss. Rows
 that end in `-wide` have one generator and networks twice as wide, in `-batch4` one and four times the images in an update: more
 generators must beat them, not the plain ones, for the column of operations counts what an update costs. Weights of penalties and
-step sizes are the same in all rows, not each its best.
+step sizes are the same in all rows unless --tuned gives each its own, which `python -m experiments.tuning` finds.
 
 Writes OUT/cells/TASK-ROW.json as each cell is done (with images TASK-ROW-SEED.json, beside a run that can be resumed), then
 results.json, results.md and, of MNIST, accuracy.png. Run again to go on.
@@ -19,11 +20,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -36,7 +38,7 @@ from experiments.tables import Table
 from psgjax import schema
 from psgjax.config import Config, ConfigError, DataOverrides
 from psgjax.files import write_atomically
-from psgjax.shell import Stop, tell
+from psgjax.shell import Stop, one_line, tell
 from psgjax.switches import named_method
 
 NOTE = (
@@ -94,23 +96,68 @@ class Options(mixtures.Protocol):
     cells: Annotated[
         tuple[str, ...], Doc("Names of cells to do alone; one that is done is done again, from the beginning.")
     ] = ()
+    tuned: Annotated[
+        Path | None, Doc("What experiments.tuning wrote as tuned.json: each row has its own setting (ring and grid).")
+    ] = None
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/recipe")
     data: DataOverrides = field(default_factory=DataOverrides)
+
+
+class Setting(NamedTuple):
+    """What is chosen for each row by `experiments.tuning`: Adam's, and a factor on the weights of the penalties that it has."""
+
+    learning_rate: float
+    beta1: float
+    penalty: float | None
+
+
+def read_settings(path: Path) -> dict[str, Setting]:
+    """By row, what `experiments.tuning` chose and wrote to tuned.json.
+
+    Raises:
+        ConfigError: If the file is not there or no such file.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {row: Setting(**setting) for row, setting in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--tuned {path} cannot be read ({type(error).__name__}: {one_line(str(error))}); it must be a tuned.json of "
+            "python -m experiments.tuning."
+        ) from None
+
+
+def configuration(name: str, task: Task, setting: Setting | None = None) -> Config:
+    """The configuration of a row on a task, of the first seed; with a setting of its own in place of the task's.
+
+    Raises:
+        ConfigError: For an unknown row, or a setting that cannot be used.
+    """
+    row = ROWS[schema.known("row", name, tuple(ROWS))]
+    method = dataclasses.replace(named_method(row.method), **row.changes)
+    config = task.configure(name, method, row.wider)
+    config = dataclasses.replace(config, batch_size=row.batches * config.batch_size)  # for as many updates
+    if setting is None:
+        return config
+    own = dataclasses.replace(config.optimizer, learning_rate=setting.learning_rate, beta1=setting.beta1)
+    if setting.penalty is not None:
+        weights = tuple((name, setting.penalty * weight) for name, weight in method.regularisers)
+        method = dataclasses.replace(method, regularisers=weights)
+    return dataclasses.replace(config, optimizer=own, method=method)
 
 
 def configured(options: Options, task: Task) -> dict[str, Config]:
     """The configuration of every row on a task, of the first seed.
 
     Raises:
-        ConfigError: For an unknown row, or a setting that cannot be used.
+        ConfigError: For an unknown row, a row without a setting in the file of --tuned, or one that cannot be used.
     """
-    configs = {}
-    for name in options.rows:
-        row = ROWS[schema.known("row", name, tuple(ROWS))]
-        method = dataclasses.replace(named_method(row.method), **row.changes)
-        config = task.configure(name, method, row.wider)
-        configs[name] = dataclasses.replace(config, batch_size=row.batches * config.batch_size)  # for as many updates
-    return configs
+    if options.tuned is None:
+        return {name: configuration(name, task) for name in options.rows}
+    if not task.together:
+        raise ConfigError("--tuned has settings for ring and grid, not for images; give --tasks ring grid alone.")
+    own = read_settings(options.tuned)
+    return {name: configuration(name, task, own[schema.known("tuned row", name, tuple(own))]) for name in options.rows}
 
 
 def operations(config: Config, shape: Shape) -> float | None:
