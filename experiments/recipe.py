@@ -147,17 +147,22 @@ def configuration(name: str, task: Task, setting: Setting | None = None) -> Conf
 
 
 def configured(options: Options, task: Task) -> dict[str, Config]:
-    """The configuration of every row on a task, of the first seed.
+    """The configuration of every row on a task, of the first seed; a row without a setting in --tuned takes its method's.
 
     Raises:
-        ConfigError: For an unknown row, a row without a setting in the file of --tuned, or one that cannot be used.
+        ConfigError: For an unknown row, one without a setting, or a setting that cannot be used.
     """
     if options.tuned is None:
         return {name: configuration(name, task) for name in options.rows}
     if not task.together:
         raise ConfigError("--tuned has settings for ring and grid, not for images; give --tasks ring grid alone.")
     own = read_settings(options.tuned)
-    return {name: configuration(name, task, own[schema.known("tuned row", name, tuple(own))]) for name in options.rows}
+    found = {}
+    for name in options.rows:
+        method = ROWS[schema.known("row", name, tuple(ROWS))].method
+        setting = own.get(name) or own[schema.known("tuned row", method, tuple(own))]
+        found[name] = configuration(name, task, setting)
+    return found
 
 
 def operations(config: Config, shape: Shape) -> float | None:

@@ -20,24 +20,24 @@ def plane(options=None):
     return recipe_tasks.plane("ring", options or recipe.Options(), 4, Console(quiet=True))
 
 
-def results(*values):
-    return [{"reverse_kl": value} for value in values]
+def results(quality, *values):
+    return [{"high_quality": None if value is None else quality, "reverse_kl": value} for value in values]
 
 
 def test_the_rule_by_hand():
     points = {
-        Setting(1.0, 0.0, None): results(0.1, None),
-        Setting(2.0, 0.0, None): results(0.5, 0.7),
-        Setting(3.0, 0.0, None): results(0.6, 0.6),
-        Setting(4.0, 0.0, None): results(None, None),
+        Setting(1.0, 0.0, None): results(0.9, 0.1, None),  # of one seed alone
+        Setting(2.0, 0.0, None): results(0.1, 0.3, 0.3),  # less than half of the best quality
+        Setting(3.0, 0.0, None): results(0.3, 0.5, 0.7),
+        Setting(4.0, 0.0, None): results(0.5, 0.6, 0.6),  # of equal means it is the first
     }
-    assert tuning.best(points) == Setting(2.0, 0.0, None)  # 0.1 is of one seed; of equal means it is the first
-    assert tuning.best({Setting(4.0, 0.0, None): results(None, None)}) == Setting(4.0, 0.0, None)
+    assert tuning.best(points) == Setting(3.0, 0.0, None)
+    assert tuning.best({Setting(4.0, 0.0, None): results(0, None, None)}) == Setting(4.0, 0.0, None)
 
 
 def test_the_declared_grid_has_every_combination_and_weights_for_penalties_alone():
     found = tuning.grid(tuning.Options(), plane())
-    assert [len(points) for points in found.values()] == [6, 6, 6, 6, 12, 12, 12, 12, 12]
+    assert [len(points) for points in found.values()] == [6, 6, 6, 6, 12, 12, 12, 12]
     for row, points in found.items():
         for (learning_rate, beta1, penalty), config in points.items():
             assert (config.optimizer.learning_rate, config.optimizer.beta1) == (learning_rate, beta1)
@@ -69,8 +69,9 @@ def test_the_grid_from_end_to_end_and_the_recipe_with_its_choice(capsys):
     assert tuning.main([*TINY, *grid]) == 0
     assert "2 of 2 cells are done already" in capsys.readouterr().out
 
-    options = recipe.Options(rows=("gan-r1r2",), tuned=Path("out/tuned.json"))
-    config = recipe.configured(options, plane())["gan-r1r2"]
+    options = recipe.Options(rows=("gan-r1r2", "gan-r1r2-wide"), tuned=Path("out/tuned.json"))
+    config, wide = recipe.configured(options, plane()).values()
+    assert wide.optimizer == config.optimizer  # a row of its own takes its method's
     assert config.method.regularisers == (("r1", chosen["penalty"]), ("r2", chosen["penalty"]))
     assert (config.optimizer.learning_rate, config.optimizer.schedule) == (0.003, "linear")
     assert recipe_tasks.settings(plane(), options, config)["optimizer"]["learning_rate"] == 0.003
