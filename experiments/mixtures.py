@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,8 +78,10 @@ def check_network(network: Network) -> None:
     Raises:
         ConfigError: With the network's name.
     """
-    if network.name != "mlp":
-        raise ConfigError(f"network.name {network.name} works on images, not on points in the plane; use mlp.")
+    if network.name not in ("mlp", "maxout"):
+        raise ConfigError(
+            f"network.name {network.name} works on images, not on points in the plane; use mlp or maxout."
+        )
 
 
 def draw(mixture: Mixture, count: int, key: jax.Array) -> jax.Array:
@@ -119,6 +122,13 @@ class Trainer:
 
     def train(self, points: jax.Array, console: Console, title: str) -> TrainState:
         """All seeds' states, every leaf with a leading axis of seeds, after `config.steps` updates on points [N, 1, 1, 2]."""
+        ((_, state),) = self.checkpoints(points, console, title, self.config.steps)
+        return state
+
+    def checkpoints(
+        self, points: jax.Array, console: Console, title: str, every: int
+    ) -> Iterator[tuple[int, TrainState]]:
+        """The number of updates and all seeds' states, after every so many and at the end; a state is good until the next."""
         import jax
         import jax.numpy as jnp
 
@@ -130,15 +140,16 @@ class Trainer:
             state: TrainState = self._init(self._keys)
             while done < steps:
                 called = time.monotonic()
-                count = min(count, self._per_epoch - done % self._per_epoch, steps - done)
+                count = min(count, self._per_epoch - done % self._per_epoch, every - done % every, steps - done)
                 state, _ = self._run(state, points, jnp.int32(count))
                 jax.block_until_ready(state.step)
                 done += count
                 display.update(done, None)
+                if done % every == 0 or done == steps:
+                    yield done, state
                 # The first call is of one update and waits for the compiler: it says nothing of the second.
                 took = (time.monotonic() - called) / count if done > 1 else 0.0
                 count = max(1, min(16 * count, int(_CALL_SECONDS / max(took, 1e-6))))
-        return state
 
     def sample(self, state: TrainState) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Samples of every seed and generator, [S, K, n, 2], and which generator the mixture takes each one from, [S, n]."""

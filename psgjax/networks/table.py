@@ -81,6 +81,7 @@ NETWORKS: dict[str, Architecture] = {
         side=32,
     ),
     "mlp": Architecture("points in the plane", "networks.mlp:mlp", "Srivastava et al. 2017"),
+    "maxout": Architecture("PacGAN's for the plane: D has maxout units", "networks.maxout:maxout", "Lin et al. 2018"),
 }
 ALIASES = {"dcgan28": "dcgan"}  # names of earlier versions, which their runs hold
 _OWN = frozenset(NETWORKS) | frozenset(ALIASES)

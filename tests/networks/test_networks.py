@@ -18,7 +18,7 @@ from psgjax.config import Config, ConfigError, Network
 from psgjax.method import inference, spectral
 from psgjax.method import state as states
 from psgjax.method import step as stepping
-from psgjax.networks import layers, mlp, table
+from psgjax.networks import layers, table
 
 SHAPE = (28, 28, 1)
 
@@ -116,10 +116,21 @@ def test_parameter_counts_are_the_documented_ones(name, side):
         assert f"{size(module, x):,}" in entry
 
 
-def test_the_mlp_has_the_documented_parameters():
-    generator, discriminator = networks.build(Network("mlp", 128, 2), (1, 1, 2), 1)
-    counts = size(generator, jnp.zeros((1, 2))), size(discriminator, jnp.zeros((1, 1, 1, 2)))
-    assert [f"{count:,}" in mlp.MLP.__doc__ for count in counts] == [True, True]
+@pytest.mark.parametrize(("name", "width"), [("mlp", 128), ("maxout", 200)])
+def test_networks_for_the_plane_have_the_documented_parameters(name, width):
+    modules = networks.build(Network(name, width, 2), (1, 1, 2), 1)
+    for module, x in zip(modules, (jnp.zeros((1, 2)), jnp.zeros((1, 1, 1, 2))), strict=True):
+        assert f"{size(module, x):,}" in type(module).__doc__
+
+
+def test_a_maxout_unit_is_the_largest_of_five_sums():
+    discriminator = networks.build(Network("maxout", 3, 2), (1, 1, 2), 1)[1]
+    points = jax.random.normal(jax.random.key(0), (4, 1, 1, 2))
+    variables = discriminator.init(jax.random.key(1), points)
+    dense = variables["params"]["Dense_0"]
+    sums = np.asarray(points.reshape(4, 2) @ dense["kernel"]) + np.asarray(dense["bias"])
+    largest = np.stack([sums[:, 5 * unit : 5 * unit + 5].max(1) for unit in range(3)], 1)
+    np.testing.assert_allclose(discriminator.apply(variables, points, stage=0), largest, rtol=1e-6)
 
 
 def test_padding_is_black_and_cropped_away():
