@@ -30,7 +30,8 @@ from typing_extensions import Doc
 
 from experiments import cells, command, mixtures, tables
 from experiments.command import check_counts
-from experiments.recipe import ROWS, Setting, configuration, estimate
+from experiments.recipe import estimate
+from experiments.recipe_rows import ROWS, Setting, configuration
 from experiments.recipe_tasks import Result, Task, plane, settings
 from experiments.tables import Table
 from psgjax import schema

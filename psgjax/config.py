@@ -34,10 +34,7 @@ class Network:
 
     name: Annotated[str, Listed("Layers: {}.", partial(parts.described, table.NETWORKS))] = "dcgan"
     width: Annotated[
-        int,
-        Doc(
-            "Channels of the layer next to the image (mlp, maxout: units of every hidden layer of D); deeper layers have multiples."
-        ),
+        int, Doc("Channels of the layer next to the image (mlp, maxout: of hidden layers); deeper ones have multiples.")
     ] = 64
     latent_size: Annotated[int, Doc("Length of the latent vector z, drawn from a standard normal distribution.")] = 100
     blocks: Annotated[int, Doc("Residual blocks at each image size (resnet).")] = 1

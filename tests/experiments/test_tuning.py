@@ -7,8 +7,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from experiments import recipe, recipe_tasks, tuning
-from experiments.recipe import Setting
+from experiments import recipe, recipe_rows, recipe_tasks, tuning
+from experiments.recipe_rows import Setting
 from psgjax.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -42,7 +42,7 @@ def test_the_declared_grid_has_every_combination_and_weights_for_penalties_alone
         for (learning_rate, beta1, penalty), config in points.items():
             assert (config.optimizer.learning_rate, config.optimizer.beta1) == (learning_rate, beta1)
             assert config.method.regularisers == ((("r1", penalty), ("r2", penalty)) if penalty else ())
-            assert config.method.generators == recipe.configuration(row, plane()).method.generators
+            assert config.method.generators == recipe_rows.configuration(row, plane()).method.generators
     (config,) = (
         tuning.grid(tuning.Options(rows=("wgan-gp",), learning_rates=(1e-3,), beta1s=(0.5,)), plane())["wgan-gp"][
             Setting(1e-3, 0.5, 0.1)
