@@ -7,7 +7,6 @@ with R1 and R2. Two levels of convolutions, which `dcgan` has below 32x32; the r
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,38 +23,28 @@ from psgjax.method.state import Discriminator, Generators, TrainState, averaged,
 from psgjax.method.step import draw_latents, pass_keys, scale
 
 Tree = Any
-BatchNorm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
-Up = partial(nn.ConvTranspose, kernel_size=(4, 4), strides=(2, 2), transpose_kernel=True)
 
 
-class GeneratorNet(nn.Module):
-    """Latents [B, latent_size] to images [B, H, W, C] in [-1, 1], normalised by the batch's own statistics."""
+class Layers(nn.Sequential):
+    """One layer after the other, each under the name that it is given."""
 
-    image_shape: tuple[int, int, int]
-    width: int
-
-    @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
-        """As Radford et al. 2016."""
-        height, width, channels = self.image_shape
-        x = nn.Dense(height * width // 16 * 2 * self.width, use_bias=False)(z)
-        x = nn.relu(BatchNorm()(x.reshape(-1, height // 4, width // 4, 2 * self.width)))
-        x = nn.relu(BatchNorm()(Up(self.width, use_bias=False, name="Up_0")(x)))
-        return jnp.tanh(Up(channels, name="Up_1")(x))
+    layers: Any
+    preserve_adopted_names = True
 
 
-class DiscriminatorNet(nn.Module):
-    """Images [B, H, W, C] to outputs [B, O], a score or what the loss needs; each row of one image alone."""
-
-    width: int
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As Radford et al. 2016, without batch normalisation."""
-        for i in range(2):
-            x = nn.leaky_relu(nn.Conv(self.width << i, (4, 4), (2, 2), name=f"Down_{i}")(x), 0.2)
-        return nn.Dense(self.outputs)(x.reshape(len(x), -1))
+def networks(image_shape: tuple[int, int, int], width: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Latents [B, latent_size] to images [B, H, W, C] in [-1, 1], and such images to D's outputs [B, O] (Radford et al. 2016)."""
+    h, w, channels = image_shape[0] // 4, image_shape[1] // 4, image_shape[2]
+    norm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
+    up = partial(nn.ConvTranspose, kernel_size=(4, 4), strides=(2, 2), transpose_kernel=True)
+    down = partial(nn.Conv, kernel_size=(4, 4), strides=(2, 2))
+    leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+    g = [nn.Dense(h * w * 2 * width, use_bias=False, name="Dense_0"), lambda x: x.reshape(-1, h, w, 2 * width)]
+    g += [norm(name="BatchNorm_0"), nn.relu, up(width, use_bias=False, name="Up_0")]
+    g += [norm(name="BatchNorm_1"), nn.relu, up(channels, name="Up_1"), jnp.tanh]
+    d = [down(width, name="Down_0"), leaky_relu, down(2 * width, name="Down_1"), leaky_relu]
+    d += [lambda x: x.reshape(len(x), -1), nn.Dense(outputs, name="Dense_0")]
+    return Layers(g), Layers(d)
 
 
 def algorithm_1(method: Method, outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -77,36 +66,39 @@ def algorithm_1(method: Method, outputs: jax.Array) -> tuple[jax.Array, jax.Arra
     return (~right[0] * d_loss).mean(), g_loss.mean(1), (~right).any(), (others | right).any(1)
 
 
-@dataclass(frozen=True)
 class Plain:
     """The update of a method on images [H, W, C]."""
 
-    config: Config
-    image_shape: tuple[int, int, int]
+    def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
+        self.config = config
+        outputs = objectives.outputs_needed(config.method)
+        self.generator, self.discriminator = networks(image_shape, config.network.width, outputs)
 
-    def generate(self, params: Tree, batch_stats: Tree, z: jax.Array) -> tuple[jax.Array, Tree]:
-        """Images of latents [B, latent_size], and the running statistics with this batch in them."""
-        generator = GeneratorNet(self.image_shape, self.config.network.width)
-        images, new = generator.apply({"params": params, "batch_stats": batch_stats}, z, mutable=["batch_stats"])
-        return images, new["batch_stats"]
+    def fakes(self, g: Generators, key: jax.Array) -> tuple[jax.Array, Tree]:
+        """Images of every generator as D sees them, [K, B, H, W, C], and the running statistics with this batch in them."""
+        z = draw_latents(self.config, key, self.config.batch_size)
+        apply = jax.vmap(partial(self.generator.apply, mutable=["batch_stats"]))
+        images, new = apply({"params": g.params, "batch_stats": g.batch_stats}, z)
+        return packed(self.config.method.pack, images), new["batch_stats"]
 
     def judge(self, params: Tree, images: jax.Array) -> jax.Array:
         """D's outputs for images, [..., H, W, C] to [..., O]."""
-        discriminator = DiscriminatorNet(self.config.network.width, objectives.outputs_needed(self.config.method))
-        flat: Any = discriminator.apply({"params": params}, images.reshape(-1, *images.shape[-3:]))
+        flat: Any = self.discriminator.apply({"params": params}, images.reshape(-1, *images.shape[-3:]))
         return flat.reshape(*images.shape[:-3], -1)
 
-    def apply(self, side: int, old: Any, grads: Tree, now: jax.Array, **new: Tree) -> Any:
-        """One side, the generators' (0) or D's (1), after Adam's update."""
+    def updated(self, side: int, now: jax.Array, old: Any, grads: Tree, learns: jax.Array, others: dict) -> Any:
+        """One generator (side 0) or D (1) after its optimiser's update, with its other fields; as it was unless it learns."""
         updates, opt_state = optimizers(self.config, now)[side].update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, scheduled(self.config, updates, now))
-        return dataclasses.replace(old, params=params, opt_state=opt_state, **new)
+        if isinstance(old, Generators):
+            others = {**others, "average": averaged(self.config, old.average, params, now)}
+        new = dataclasses.replace(old, params=params, opt_state=opt_state, **others)
+        return jax.tree.map(partial(jnp.where, learns), new, old)
 
     def update_d(self, d: Discriminator, g: Generators, real: jax.Array, keys: Any, now: jax.Array) -> tuple:
         """D after an update on real images [B, H, W, C] and as many of each generator; and its loss."""
         method = self.config.method
-        z = draw_latents(self.config, keys[0], self.config.batch_size)
-        fakes = packed(method.pack, jax.vmap(self.generate)(g.params, g.batch_stats, z)[0])
+        fakes, _ = self.fakes(g, keys[0])
 
         def objective(params: Tree) -> tuple[jax.Array, tuple]:
             params, vectors = spectral.normalise(params, d.spectral_vectors, method.power_iterations)
@@ -116,52 +108,37 @@ class Plain:
                 draw = lambda sampler, *shape: sampler(keys[1], (*fakes.shape[:2], *shape))  # noqa: E731
                 value = parts.REGULARISERS[name](score, real, fakes, draw).mean()
                 loss = loss + schedules.penalty(self.config, now) * weight * value
-                learns = jnp.array(True)
-            return loss, (vectors, learns)
+            return loss, (learns | bool(method.regularisers), {"spectral_vectors": vectors})
 
-        (loss, (vectors, learns)), grads = jax.value_and_grad(objective, has_aux=True)(d.params)
-        return _where(learns, self.apply(1, d, grads, now, spectral_vectors=vectors), d), loss
+        (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(d.params)
+        return self.updated(1, now, d, grads, *aux), loss
 
     def update_g(self, g: Generators, d_params: Tree, real: jax.Array, keys: Any, now: jax.Array) -> tuple:
-        """The generators after an update against D, and their losses."""
-        config = self.config
-        z = draw_latents(config, keys[0], config.batch_size)
+        """The generators after an update against D, and their losses, [K]."""
 
         def objective(params: Tree) -> tuple[jax.Array, tuple]:
-            fakes, batch_stats = jax.vmap(self.generate)(params, g.batch_stats, z)
-            outputs = self.judge(d_params, jnp.concatenate([packed(config.method.pack, fakes), real[None]]))
+            fakes, batch_stats = self.fakes(dataclasses.replace(g, params=params), keys[0])
+            outputs = self.judge(d_params, jnp.concatenate([fakes, real[None]]))
+            own = jnp.eye(len(fakes), len(outputs), dtype=bool)[..., None, None]
+            seen = jnp.where(own, outputs, jax.lax.stop_gradient(outputs))  # to each, others' images are constants
+            _, losses, _, learn = jax.vmap(partial(algorithm_1, self.config.method))(seen)  # [K, K]
+            return losses.trace(), (losses.diagonal(), learn[0], {"batch_stats": batch_stats})
 
-            def own_loss(i: jax.Array) -> jax.Array:  # what D says of others' images is a constant to generator i
-                mine = (jnp.arange(len(outputs)) == i)[:, None, None]
-                return algorithm_1(config.method, jnp.where(mine, outputs, jax.lax.stop_gradient(outputs)))[1][i]
-
-            losses = jax.vmap(own_loss)(jnp.arange(len(fakes)))
-            return losses.sum(), (losses, batch_stats, algorithm_1(config.method, outputs)[3])
-
-        (_, (losses, batch_stats, learn)), grads = jax.value_and_grad(objective, has_aux=True)(g.params)
-
-        def one(g: Generators, batch_stats: Tree, grads: Tree, learns: jax.Array) -> Generators:
-            new = self.apply(0, g, grads, now, batch_stats=batch_stats)
-            return _where(learns, dataclasses.replace(new, average=averaged(config, g.average, new.params, now)), g)
-
-        return jax.vmap(one)(g, batch_stats, grads, learn), losses
+        (_, (losses, *aux)), grads = jax.value_and_grad(objective, has_aux=True)(g.params)
+        return jax.vmap(partial(self.updated, 0, now))(g, grads, *aux), losses
 
     def step(self, state: TrainState, images: jax.Array) -> tuple[TrainState, objectives.Metrics]:
         """On images [n, B, H, W, C], n = `method.discriminator_steps`; with the losses that were optimised."""
-        g, d, method = state.generators, state.discriminator, self.config.method
+        d, method = state.discriminator, self.config.method
         real = packed(method.pack, scale(images))
-        if method.update_order == "simultaneous":  # both sides judge the same images by the same D
-            keys, iterations = pass_keys(state, 0), method.power_iterations
-            d, d_loss = self.update_d(d, g, real[0], keys, state.step)
-            judge = spectral.normalise(state.discriminator.params, state.discriminator.spectral_vectors, iterations)[0]
-        else:
-            for i, batch in enumerate(real):
-                d, d_loss = self.update_d(d, g, batch, pass_keys(state, i), state.step + i / len(real))
-            keys, judge = pass_keys(state, len(real)), spectral.normalise(d.params, d.spectral_vectors, 0)[0]
-        g, g_losses = self.update_g(g, judge, real[-1], keys, state.step)
+        for i, batch in enumerate(real):
+            now = state.step + i / len(real)
+            d, d_loss = self.update_d(d, state.generators, batch, pass_keys(state, i), now)
+        # Then the generators: against the new D, with latents of their own, or both sides at once.
+        judge, iterations, i = d, 0, len(real)
+        if method.update_order == "simultaneous":
+            judge, iterations, i = state.discriminator, method.power_iterations, 0
+        params, _ = spectral.normalise(judge.params, judge.spectral_vectors, iterations)
+        g, g_losses = self.update_g(state.generators, params, real[-1], pass_keys(state, i), state.step)
         losses = {"discriminator": d_loss, "generators": g_losses}
         return dataclasses.replace(state, step=state.step + 1, generators=g, discriminator=d), losses
-
-
-def _where(condition: jax.Array, new: Tree, old: Tree) -> Tree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
