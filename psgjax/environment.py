@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -175,3 +176,5 @@ def use_compilation_cache() -> None:
             folder = ""
     jax.config.update("jax_compilation_cache_dir", folder or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # One that another process is just writing, or was killed over, is compiled again.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")

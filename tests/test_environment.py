@@ -8,14 +8,17 @@ import pwd
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 from small_runs import StopAfter, train
 
@@ -182,6 +185,22 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, monkeypatch, disk, cap
     environment.use_compilation_cache()
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "new")
     assert capsys.readouterr().err == ""
+
+
+def test_a_program_that_another_process_is_writing_is_compiled_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    compilation_cache.reset_cache()  # of the tests: jax asks for the folder once
+    try:
+        with warnings.catch_warnings(action="error"):
+            environment.use_compilation_cache()
+            for _ in range(2):
+                assert jax.jit(lambda x: 3 * x + 1)(np.float32(2)) == 7
+                entries = list(tmp_path.glob("*-cache"))
+                assert entries
+                for entry in entries:
+                    entry.write_bytes(b"")
+    finally:
+        compilation_cache.reset_cache()
 
 
 def program(*arguments, **variables):
