@@ -26,7 +26,7 @@ from psgjax.runs.checkpoint import CheckpointError, Checkpoints
 from psgjax.runs.identity import check_folder
 from psgjax.runs.identity import data_of as data_of
 from psgjax.runs.identity import read_config as read_config
-from psgjax.runs.metrics import Line, MetricsFile, distance_of, read_lines
+from psgjax.runs.metrics import Line, MetricsFile, distance_name, distance_of, read_lines
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # of a file system that has none
 
@@ -97,12 +97,16 @@ class RunFolder:
         self._metrics = MetricsFile(self.path / "metrics.jsonl", step)
         lines = read_lines(self.path / "metrics.jsonl")
         self.last_line = lines[-1] if lines else None
-        self._least = min((distance_of(line["evaluation"]) for line in lines if "evaluation" in line), default=np.inf)
         if self.config.evaluation_epochs:
             self._best = Checkpoints(self.path / "best", keep=1)
+            self._best.drop_after(step)
+            scored = {line["step"]: distance_of(line["evaluation"]) for line in lines if "evaluation" in line}
+            self._least = min((scored[kept] for kept in self._best.steps() if kept in scored), default=np.inf)
 
     def save(self, state: TrainState, seconds: float) -> None:
         """Save the state in the background, with the seconds trained so far, the settings and the versions."""
+        if self._best:  # first: a run that goes on from here has the best of what came before
+            self._best.wait()
         settings = json.loads(schema.to_json(self.config))
         self.checkpoints.save(state, {"seconds": seconds, "config": settings, "versions": versions()})
 
@@ -113,12 +117,13 @@ class RunFolder:
         self.last_line = line
         self.on_line(line)
 
-    def offer(self, state: TrainState, distance: float) -> None:
+    def offer(self, state: TrainState, scores: dict[str, Any]) -> None:
         """Keep the state in best/ if none before it had a smaller Fréchet distance, which is FCD where there are labels."""
         assert self._best
+        distance = distance_of(scores)
         if distance < self._least:
             self._least = distance
-            self._best.save(state, {"fcd": distance})
+            self._best.save(state, {str(distance_name(scores)): distance})
 
     def picture(self, epoch: float, images: np.ndarray) -> None:
         """A grid of images [K, n, H, W, C] in [-1, 1] under samples/."""

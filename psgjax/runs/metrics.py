@@ -26,9 +26,15 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
+def distance_name(scores: dict[str, Any]) -> str | None:
+    """What the Fréchet distance among an evaluation's scores is called: fcd, or fd_ and the name of its features; None if none."""
+    return next((name for name in scores if name == "fcd" or name.startswith("fd_")), None)
+
+
 def distance_of(scores: dict[str, Any]) -> Any:
-    """The Fréchet distance among an evaluation's scores, on whatever features: fcd, or fd_ and their name; infinite if none."""
-    return next((value for name, value in scores.items() if name == "fcd" or name.startswith("fd_")), math.inf)
+    """The Fréchet distance among an evaluation's scores, on whatever features; infinite if there is none."""
+    name = distance_name(scores)
+    return math.inf if name is None else scores[name]
 
 
 def check_lines(path: Path, step: int, every: int) -> None:

@@ -22,7 +22,6 @@ from psgjax.evaluation.score import Reference, Scores, beside_nearest, described
 from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
 from psgjax.runs.folder import RunFolder
-from psgjax.runs.metrics import distance_of
 from psgjax.shell import tell
 
 Tree = Any
@@ -126,7 +125,7 @@ class Observer:
 
         def wait() -> Scores:
             scores = future.result()
-            run.offer(kept, distance_of(scores))
+            run.offer(kept, scores)
             return scores
 
         return wait
