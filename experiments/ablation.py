@@ -25,7 +25,6 @@ from rich.console import Console
 from experiments import cells, command, grid, mixtures, tables
 from experiments.grid import Options, Point
 from experiments.tables import Table
-from psgjax import schema
 from psgjax.config import Config, Data
 from psgjax.shell import Stop, tell
 
@@ -115,7 +114,7 @@ def run(options: Options, typed: str, console: Console) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data, the folder or its cells.
     """
     points = grid.configure(options)
-    out, say, stop = schema.local_path("--out", options.out), tell(console), Stop()
+    out, say, stop = options.out, tell(console), Stop()
     cells.check_out(out)
     from psgjax import environment
     from psgjax.data import dataset as datasets

@@ -36,6 +36,7 @@ from typing_extensions import Doc
 from experiments.peers import Worker, cores, race
 from psgjax.config import ConfigError
 from psgjax.files import write_atomically
+from psgjax.schema import local_paths
 from psgjax.shell import check_output, run_command
 
 METHODS = ("psg", "sngan", "gan")
@@ -117,7 +118,7 @@ def parse(arguments: list[str] | None) -> Options:
             parser.add_argument(name, type=Path if item.default is None else kind, default=item.default, help=text)
     values: dict[str, Any] = vars(parser.parse_args(arguments))
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    options = Options(**values)
+    options = local_paths(Options(**values))
     for name, known in (("methods", ALL_METHODS), ("contenders", tuple(race.CONTENDERS))):
         for value in getattr(options, name):
             if value not in known:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
 
 from psgjax import schema
+from psgjax.commands import line
+from psgjax.commands.train import GO_ON
 from psgjax.config import Config, ConfigError
-from psgjax.shell import run_command, terminal
+from psgjax.shell import terminal
 
-GO_ON = "stopped; run the same command again to go on"
 Options = TypeVar("Options")
 
 
@@ -39,13 +39,13 @@ def main(
         interrupted: What to say after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    program = f"python -m experiments.{name}"
+    program = f"experiments.{name}"
+    typed = shlex.join(["python", "-m", program, *given])
 
-    def work() -> int | None:
-        options = tyro.cli(kind, args=given, prog=program, description=description)
-        return run(options, shlex.join([*program.split(), *given]), terminal())
+    def work(options: Options) -> int | None:
+        return run(options, typed, terminal())
 
-    return run_command(work, interrupted)
+    return line.command(kind, work, given, program, description, interrupted=interrupted)
 
 
 def check_counts(**counts: int) -> None:

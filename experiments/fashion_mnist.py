@@ -31,7 +31,7 @@ class Options(train.Options):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return train.command(Options, lambda options: PRESET, arguments, "python -m experiments.fashion_mnist", __doc__)
+    return train.command(Options, lambda options: PRESET, arguments, "experiments.fashion_mnist", __doc__)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from unittest import mock
 import tyro
 from typing_extensions import Doc
 
+from psgjax.commands import line
 from psgjax.config import ConfigError
 from psgjax.files import write_atomically
 from psgjax.runs.metrics import read_lines
-from psgjax.shell import check_output, run_command
+from psgjax.shell import check_output
 
 _COMMON = ("--methods", "psg", "--data.source", "packaged", "--evaluation-epochs", "0")
 _REFERENCE = ("--network.width", "64", "--batch-size", "128")
@@ -194,9 +195,7 @@ def run(options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return run_command(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.footprint", description=__doc__))
-    )
+    return line.command(Options, run, arguments, "experiments.footprint", __doc__)
 
 
 if __name__ == "__main__":

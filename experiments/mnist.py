@@ -50,7 +50,7 @@ def preset_of(options: Options) -> Preset:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return train.command(Options, preset_of, arguments, "python -m experiments.mnist", __doc__)
+    return train.command(Options, preset_of, arguments, "experiments.mnist", __doc__)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
+from psgjax.commands import line
 from psgjax.config import ConfigError
 from psgjax.files import write_atomically
 from psgjax.runs.metrics import read_lines
-from psgjax.shell import run_command, tell, terminal
+from psgjax.shell import tell, terminal
 
 _SETTINGS = ("--data.source", "packaged", "--data.train-images", "1024", "--network.width", "4", "--batch-size", "32")
 _SAVE_SECONDS = 0.5  # far more often than a user's run: many kills fall into a save
@@ -159,8 +159,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: kill, resume, compare; status 1 if anything is lost, doubled or different."""
 
-    def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="python -m experiments.soak", description=__doc__)
+    def work(options: Options) -> int:
         console = terminal()
         results = run(options, console)
         wrong = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
@@ -168,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
             tell(console)(f"{name.replace('_', ' ')}: {results[name]:,}")
         return int(any(results[name] for name in wrong))
 
-    return run_command(work, "stopped")
+    return line.command(Options, work, arguments, "experiments.soak", __doc__, interrupted="stopped")
 
 
 if __name__ == "__main__":

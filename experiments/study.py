@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from typing_extensions import Doc
 
 from experiments import mnist
-from psgjax import environment, shell
+from psgjax import environment
+from psgjax.commands import line, train
 from psgjax.files import write_atomically
 from psgjax.report import claims, intervals, results
 
@@ -132,10 +132,7 @@ def run(options: Options) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    return shell.run_command(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.study", description=__doc__)),
-        "stopped; run the same command again to go on",
-    )
+    return line.command(Options, run, arguments, "experiments.study", __doc__, interrupted=train.GO_ON)
 
 
 if __name__ == "__main__":

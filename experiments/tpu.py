@@ -25,12 +25,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from typing_extensions import Doc
 
+from psgjax.commands import line
 from psgjax.config import Config, ConfigError, Mesh
 from psgjax.schema import Listed
-from psgjax.shell import check_output, run_command
+from psgjax.shell import check_output
 from psgjax.switches import METHODS, named_method
 
 _IMAGES, _SHAPE = 60_000, (28, 28, 1)  # MNIST's
@@ -207,9 +207,7 @@ def run(options: Options) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return run_command(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.tpu", description=__doc__))
-    )
+    return line.command(Options, run, arguments, "experiments.tpu", __doc__)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import Doc
 
+from psgjax.commands import line
 from psgjax.config import ConfigError, Data
 from psgjax.schema import check_seed
-from psgjax.shell import check_output, run_command, tell, terminal, warn
+from psgjax.shell import check_output, tell, terminal, warn
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def run(options: Options, command: str, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
+    reduce = "Use fewer images with a smaller --data.train-images."
 
-    def work() -> None:
-        options = tyro.cli(Options, args=given, prog="python -m experiments.train_classifier", description=__doc__)
+    def work(options: Options) -> None:
         run(options, public(given), terminal())
 
-    return run_command(work, reduce="Use fewer images with a smaller --data.train-images.")
+    return line.command(Options, work, given, "experiments.train_classifier", __doc__, reduce=reduce)
 
 
 if __name__ == "__main__":

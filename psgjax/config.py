@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,15 +44,22 @@ class Network:
         """Refuse unknown names and sizes below one; names of earlier versions become those of this one."""
         schema.check_types(self, "network.")
         object.__setattr__(self, "name", table.find(self.name))
-        for name in ("width", "latent_size", "blocks"):
-            schema.check(
-                getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "a whole number of at least 1"
-            )
+        schema.check_least(self, "network.", width=1, latent_size=1, blocks=1)
         if self.blocks > 1 and not table.NETWORKS[self.name].blocks:
             having = ", ".join(name for name, known in table.NETWORKS.items() if known.blocks)
             raise ConfigError(
                 f"network.blocks {self.blocks} with network.name {self.name}: it has no blocks; those of {having} are counted."
             )
+
+
+_LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # of the settings of `Optimizer`
+    (("learning_rate", "discriminator_learning_rate"), lambda x: 0 < x < math.inf, "a finite number above 0"),
+    (("beta1", "beta2", "beta2_end"), lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
+    (("average_decay",), lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1"),
+    (("schedule_share", "early_share"), lambda x: 0 < x <= 1, "a share above 0, 1 at most"),
+    (("schedule_end", "average_warmup"), lambda x: 0 <= x <= 1, "a share from 0 to 1"),
+    (("penalty_end", "average_half_life"), lambda x: 0 <= x < math.inf, "a finite number, 0 or more"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,28 +105,10 @@ class Optimizer:
                     f"optimizer.{item.name} {getattr(self, item.name)} with optimizer.name {self.name} would be ignored: it is a "
                     "setting of adam; leave it out, and register your optimiser with the value that you want."
                 )
-        for name in ("learning_rate", "discriminator_learning_rate"):
-            value = getattr(self, name)
-            schema.check(
-                value is None or (math.isfinite(value) and value > 0),
-                f"optimizer.{name}",
-                value,
-                "a finite number above 0",
-            )
-        for name in ("beta1", "beta2", "beta2_end", "average_decay"):
-            value = getattr(self, name)
-            schema.check(
-                value is None or 0 <= value < 1, f"optimizer.{name}", value, "a number from 0 up to, not including, 1"
-            )
-        for name in ("schedule_share", "early_share"):
-            value = getattr(self, name)
-            schema.check(0 < value <= 1, f"optimizer.{name}", value, "a share above 0, 1 at most")
-        for name in ("schedule_end", "average_warmup"):
-            value = getattr(self, name)
-            schema.check(0 <= value <= 1, f"optimizer.{name}", value, "a share from 0 to 1")
-        for name in ("penalty_end", "average_half_life"):
-            value = getattr(self, name)
-            schema.check(math.isfinite(value) and value >= 0, f"optimizer.{name}", value, "a finite number, 0 or more")
+        for names, holds, accepted in _LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                schema.check(value is None or holds(value), f"optimizer.{name}", value, accepted)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -131,6 +121,11 @@ class Optimizer:
         if self.average_warmup and not self.average_half_life:
             raise ConfigError(
                 f"optimizer.average_warmup {self.average_warmup} without optimizer.average_half_life: nothing warms up; give both."
+            )
+        if self.early_share != 0.2 and self.beta2_end is None and self.penalty_end == 1:
+            raise ConfigError(
+                f"optimizer.early_share {self.early_share} is where beta2 and penalties change, and neither does; give "
+                "optimizer.beta2_end or optimizer.penalty_end, too."
             )
         if self.schedule == "constant" and (self.schedule_end, self.schedule_share) != (0.0, 1.0):
             raise ConfigError(
@@ -194,13 +189,7 @@ class Data:
         """Refuse counts and shares that cannot be."""
         schema.check_types(self, "data.")
         schema.known_part("data.source", self.source, sources.SOURCES)
-        for name in ("train_images", "size"):
-            schema.check(
-                getattr(self, name) >= 0,
-                f"data.{name}",
-                getattr(self, name),
-                "a whole number, 0 for all or as they are",
-            )
+        schema.check_least(self, "data.", train_images=0, size=0)
         held_out = self.held_out
         schema.check(held_out is None or 0 < held_out < 1, "data.held_out", held_out, "a share between 0 and 1")
         schema.check(0 <= self.broken < 1, "data.broken", self.broken, "a share from 0 up to, not including, 1")
@@ -217,8 +206,7 @@ class Mesh:
     def __post_init__(self) -> None:
         """Refuse negative sizes."""
         schema.check_types(self, "mesh.")
-        for name in ("replica", "generator", "data"):
-            schema.check(getattr(self, name) >= 0, f"mesh.{name}", getattr(self, name), "a whole number, 0 to choose")
+        schema.check_least(self, "mesh.", replica=0, generator=0, data=0)
 
 
 @dataclass(frozen=True)
@@ -252,24 +240,14 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""
         schema.check_types(self)
-        for name in ("batch_size", "steps"):
-            schema.check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        schema.check(
-            self.evaluation_epochs >= 0, "evaluation_epochs", self.evaluation_epochs, "a whole number, 0 for never"
-        )
+        samples = 6 * self.method.generators  # the metrics look at five neighbours of an image
+        schema.check_least(self, "", batch_size=1, steps=1, evaluation_epochs=0, evaluation_samples=samples)
         if self.batch_size % self.method.pack:
             raise ConfigError(
                 f"batch_size {self.batch_size} with method.pack {self.method.pack}: D sees {self.method.pack} images at once, so "
                 "that a batch must be a multiple; use a --batch-size of "
                 f"{-(-self.batch_size // self.method.pack) * self.method.pack}."
             )
-        least = 6 * self.method.generators  # the metrics look at five neighbours of an image
-        schema.check(
-            self.evaluation_samples >= least,
-            "evaluation_samples",
-            self.evaluation_samples,
-            f"a whole number of at least {least}",
-        )
         schema.check_seed(self.seed)
 
     def steps_per_epoch(self, train_images: int) -> int:
@@ -286,6 +264,20 @@ class Config:
                 f"{train_images // self.method.discriminator_steps}."
             )
         return train_images // images
+
+
+def check_penalties(configs: Collection[Config]) -> None:
+    """Refuse a fall of the penalties' weights where there are no penalties: of several runs that are compared, in none.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    for config in configs:
+        if config.optimizer.penalty_end != 1 and not any(other.method.regularisers for other in configs):
+            raise ConfigError(
+                f"optimizer.penalty_end {config.optimizer.penalty_end} would be ignored: there are no penalties; leave it out, or "
+                "give some, such as method.regularisers r1 1 r2 1."
+            )
 
 
 # What a command line overrides of a preset or a named method.

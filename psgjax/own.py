@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from psgjax.schema import ConfigError
+from psgjax.schema import ConfigError, local_path
 
 VARIABLE = "PSGJAX_PARTS"
 _loaded: dict[Path, str] = {}  # the files of this process, and the SHA-256 of each
@@ -30,7 +30,7 @@ def take_option(arguments: list[str]) -> list[str]:
         value = value if equals else next(left, "")
         if not value or value.startswith("-"):
             raise ConfigError("--parts names no file; give the Python file that registers your parts: --parts mine.py.")
-        files.append(str(Path(value).absolute()))
+        files.append(str(local_path("--parts", Path(value)).absolute()))
     if files:
         os.environ[VARIABLE] = os.pathsep.join(files)
     return others
@@ -43,7 +43,7 @@ def load() -> None:
         ConfigError: If one is not there or fails; with its line and what it says.
     """
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        path = Path(name).expanduser().absolute()
+        path = local_path(VARIABLE, Path(name)).absolute()
         if path not in _loaded:
             _run(path)
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from typing_extensions import Doc
 
+T = TypeVar("T")
+
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message says what was given, what is accepted and what to do.
@@ -70,6 +72,13 @@ def check(holds: bool, name: str, given: object, accepted: str) -> None:
     """Raise a ConfigError about the named setting unless the condition holds."""
     if not holds:
         raise ConfigError(f"{name} is {_short.repr(given)}; it must be {accepted}.")
+
+
+def check_least(settings: object, prefix: str, **least: int) -> None:
+    """Raise a ConfigError about the first of the named fields that is below the number given for it."""
+    for name, number in least.items():
+        value = getattr(settings, name)
+        check(value >= number, prefix + name, value, f"a whole number of at least {number}")
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
@@ -176,7 +185,21 @@ def local_path(name: str, path: Path) -> Path:
         raise ConfigError(f"{name} {path}: there is no home folder of that name; give the path in full.") from None
 
 
-T = TypeVar("T")
+def local_paths(options: T, prefix: str = "--") -> T:
+    """A command's options with every path in them as `local_path` has it.
+
+    Raises:
+        ConfigError: As `local_path`, with the option's name; of one without a default, which has no dashes, its plain name.
+    """
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        value, name = getattr(options, item.name), prefix + item.name.replace("_", "-")
+        if isinstance(value, Path):
+            required = item.default is item.default_factory is dataclasses.MISSING
+            changes[item.name] = local_path(item.name if required else name, value)
+        elif dataclasses.is_dataclass(value):
+            changes[item.name] = local_paths(value, f"{name}.")
+    return dataclasses.replace(options, **changes) if changes else options  # type: ignore[type-var]
 
 
 def from_json(kind: type[T], text: str) -> T:

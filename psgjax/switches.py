@@ -85,19 +85,8 @@ class Method:
     def __post_init__(self) -> None:
         """Refuse what cannot be computed or contradicts itself, with the reason."""
         schema.check_types(self, "method.")
-        for name, least in (
-            ("generators", 1),
-            ("discriminator_steps", 1),
-            ("pack", 1),
-            ("power_iterations", 1),
-            ("warmup_iterations", 0),
-        ):
-            schema.check(
-                getattr(self, name) >= least,
-                f"method.{name}",
-                getattr(self, name),
-                f"a whole number of at least {least}",
-            )
+        least = dict.fromkeys(("generators", "discriminator_steps", "pack", "power_iterations"), 1)
+        schema.check_least(self, "method.", **least, warmup_iterations=0)
         schema.check(
             0 <= self.correct_weight <= 1, "method.correct_weight", self.correct_weight, "a number from 0 to 1"
         )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgjax import schema, switches
+from psgjax.commands import train
 from psgjax.config import Config, ConfigError, Data, Mesh, Method, Network, Optimizer
 from psgjax.runs.folder import read_config
 from psgjax.switches import METHODS
@@ -90,6 +91,13 @@ def test_an_unknown_method_names_the_nearest():
         switches.named_method("PSG")
     with pytest.raises(ConfigError, match="unknown method 'sgan'.*psg, sngan, gan.*Did you mean 'sngan'"):
         switches.named_method("sgan")
+
+
+def test_penalties_that_fall_are_refused_where_none_of_the_methods_has_any():
+    given = train.Options(methods=("psg", "gan"), optimizer=Optimizer(penalty_end=0.1))
+    with pytest.raises(ConfigError, match="optimizer.penalty_end 0.1 would be ignored: there are no penalties; leave"):
+        train.configure(given, train.USUAL)
+    assert len(train.configure(dataclasses.replace(given, methods=("psg", "choice")), train.USUAL)) == 2
 
 
 def test_a_batch_larger_than_the_training_set():

@@ -47,6 +47,14 @@ def test_the_option_stands_anywhere_and_help_knows_the_parts(mine, place, capsys
     assert os.environ[own.VARIABLE] == str(mine)
 
 
+def test_a_home_is_found(mine, monkeypatch):
+    monkeypatch.setenv("HOME", str(mine.parent))
+    with pytest.raises(SystemExit):
+        main(["--parts=~/mine.py", "train", "--help"])
+    assert os.environ[own.VARIABLE] == str(mine)
+    assert named_method("my-method").loss == "mine"
+
+
 def test_a_file_runs_once_and_is_recorded_by_name_and_sha256(mine, monkeypatch):
     monkeypatch.setenv(own.VARIABLE, os.pathsep.join([str(mine), str(mine)]))
     assert run_command(lambda: 0) == run_command(lambda: 0) == 0

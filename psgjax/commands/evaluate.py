@@ -25,6 +25,7 @@ from typing_extensions import Doc
 
 from psgjax import environment
 from psgjax.commands import sample
+from psgjax.commands.line import command
 from psgjax.config import Config, ConfigError, Data, RangeName
 from psgjax.data import dataset as datasets
 from psgjax.data import layout, pictures
@@ -36,8 +37,8 @@ from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, refer
 from psgjax.evaluation.table import show
 from psgjax.files import write_atomically
 from psgjax.runs.folder import data_of
-from psgjax.schema import check_seed, override
-from psgjax.shell import check_output, run_command, tell, terminal
+from psgjax.schema import check_seed, local_path, override
+from psgjax.shell import check_output, tell, terminal
 
 _TEST_SETS: dict[str, Literal["mnist", "fashion_mnist"]] = {
     "mnist-test": "mnist",
@@ -222,7 +223,7 @@ def _reference(
         return reference_of(datasets.load(Data(source="packaged"), line), line, own)
     if name in _TEST_SETS:
         return reference_of(_test_set(name, options.data, line), line, own)
-    real = read_images(Path(name), options.reference_range, "--reference-range", note)
+    real = read_images(local_path("--reference", Path(name)), options.reference_range, "--reference-range", note)
     real = real.reshape(-1, *real.shape[2:])
     shipped = classifiers.shipped()
     fits = real.shape[1:] == shipped.image_shape
@@ -281,8 +282,7 @@ def _with_channels_of(real: Reference, images: np.ndarray, options: Options) -> 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
 
-    def work() -> None:
-        options = tyro.cli(Options, args=arguments, prog="python -m psgjax evaluate", description=__doc__)
+    def work(options: Options) -> None:
         check_output("--json", options.json)
         check_seed(options.seed or 0)
         environment.settle()
@@ -294,4 +294,5 @@ def main(arguments: list[str] | None = None) -> int:
             content = {**scores, "images": str(options.images), "environment": environment.provenance()}
             write_atomically(options.json, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    return run_command(work, reduce="Score fewer images; of a run, with a smaller --samples.")
+    reduce = "Score fewer images; of a run, with a smaller --samples."
+    return command(Options, work, arguments, "psgjax evaluate", __doc__, reduce=reduce)

@@ -12,9 +12,10 @@ from typing import Annotated
 import tyro
 from typing_extensions import Doc
 
+from psgjax.commands.line import command
 from psgjax.environment import settle, use_compilation_cache
 from psgjax.runs import divergence
-from psgjax.shell import run_command, terminal
+from psgjax.shell import terminal
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,10 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """The command line: status 0 if the same failure appears with the same numbers, 1 if not."""
 
-    def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="python -m psgjax replay", description=__doc__)
+    def work(options: Options) -> int:
         settle()
         use_compilation_cache()
         return 0 if divergence.replay(options.file, terminal()) else 1
 
-    return run_command(
-        work, reduce="The update needs as much as it did where it failed: use a machine with more memory."
-    )
+    reduce = "The update needs as much as it did where it failed: use a machine with more memory."
+    return command(Options, work, arguments, "psgjax replay", __doc__, reduce=reduce)

@@ -12,8 +12,9 @@ from typing import Annotated
 import tyro
 from typing_extensions import Doc
 
+from psgjax.commands.line import command
 from psgjax.report import page
-from psgjax.shell import run_command, tell, terminal
+from psgjax.shell import tell, terminal
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
 
-    def work() -> None:
-        options = tyro.cli(Options, args=arguments, prog="python -m psgjax report", description=__doc__)
+    def work(options: Options) -> None:
         tell(terminal())(f"report: {page.write(options.folder)}")
 
-    return run_command(work)
+    return command(Options, work, arguments, "psgjax report", __doc__)

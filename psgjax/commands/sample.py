@@ -24,6 +24,7 @@ import tyro
 from jax import export
 from typing_extensions import Doc
 
+from psgjax.commands.line import command
 from psgjax.config import Config, ConfigError
 from psgjax.data.pictures import image_grid, write_png
 from psgjax.environment import settle, use_compilation_cache
@@ -33,7 +34,7 @@ from psgjax.method.inference import make_generate, make_variables
 from psgjax.method.state import TrainState
 from psgjax.runs.saved import load, sample
 from psgjax.schema import check_seed
-from psgjax.shell import check_output, run_command, tell, terminal
+from psgjax.shell import check_output, tell, terminal
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,12 @@ def _write(options: Options) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
 
-    def work() -> None:
-        options = tyro.cli(Options, args=arguments, prog="python -m psgjax sample", description=__doc__)
+    def work(options: Options) -> None:
         _check(options)
         settle()
         use_compilation_cache()
         tell(terminal())(_write(options))
 
-    return run_command(work, reduce="Ask for fewer images with a smaller --count.")
+    return command(
+        Options, work, arguments, "psgjax sample", __doc__, reduce="Ask for fewer images with a smaller --count."
+    )

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax import schema, switches
+from psgjax.commands import line
 from psgjax.config import (
     Config,
     ConfigError,
@@ -33,9 +33,10 @@ from psgjax.config import (
     Network,
     NetworkOverrides,
     Optimizer,
+    check_penalties,
 )
 from psgjax.schema import Listed
-from psgjax.shell import Stop, one_line, run_command, tell, terminal, tracker, warn
+from psgjax.shell import Stop, one_line, tell, terminal, tracker, warn
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset
@@ -62,6 +63,7 @@ class Preset:
 
 METHODS = Listed("Methods to train one after the other: {}.", partial(", ".join, switches.METHODS))
 OUT = "Folder for everything that is written."
+GO_ON = "stopped; run the same command again to go on"
 
 USUAL = Preset(epochs=75, network=Network(width=32))
 
@@ -138,6 +140,7 @@ def configure(options: Options, preset: Preset) -> dict[str, Config]:
             evaluation_epochs=epochs if options.evaluation_epochs is None else options.evaluation_epochs,
             evaluation_samples=samples if options.evaluation_samples is None else options.evaluation_samples,
         )
+    check_penalties(configs.values())
     return configs
 
 
@@ -179,7 +182,6 @@ def run(options: Options, preset: Preset, console: Console, stop: Stop) -> int:
         ConfigError: Before anything is written, for all that is wrong with the options, the data or the folder.
     """
     configs = configure(options, preset)
-    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     if not options.distributed:
         return _train(options, preset, configs, console, stop)
     from psgjax.method import sharding
@@ -249,18 +251,17 @@ def command(
     kind: type[Chosen],
     preset_of: Callable[[Chosen], Preset],
     arguments: list[str] | None,
-    prog: str,
+    program: str,
     description: str | None,
 ) -> int:
     """A command line that trains: its options, and what they leave open. The exit status."""
 
-    def work() -> int:
-        options = tyro.cli(kind, args=arguments, prog=prog, description=description)
+    def work(options: Chosen) -> int:
         return run(options, preset_of(options), terminal(), Stop())
 
-    return run_command(work, "stopped; run the same command again to go on")
+    return line.command(kind, work, arguments, program, description, interrupted=GO_ON)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
-    return command(Options, lambda options: USUAL, arguments, "python -m psgjax train", __doc__)
+    return command(Options, lambda options: USUAL, arguments, "psgjax train", __doc__)

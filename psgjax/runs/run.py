@@ -171,7 +171,7 @@ def load(folder: str | Path, checkpoint: str | int = "last") -> Run:
     Raises:
         ConfigError: If there is no such run or checkpoint.
     """
-    folder = Path(folder)
+    folder = schema.local_path("folder", Path(folder))
     config, state, image_shape = saved.load(folder, checkpoint)
     folder = folder.parent if folder.name in ("best", "checkpoints") else folder
     return Run(config, state, image_shape, read_lines(folder / "metrics.jsonl"), folder)

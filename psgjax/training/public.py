@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psgjax import schema
-from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer
+from psgjax.config import Config, ConfigError, Data, Method, Network, Optimizer, check_penalties
 from psgjax.data import dataset as datasets
 from psgjax.data.dataset import Dataset
 from psgjax.runs.run import Run, load
@@ -47,7 +47,7 @@ def train(
     loss: str | Callable[..., Any] | None = None,
     gate: str | Callable[..., Any] | None = None,
     regularisers: Mapping[Any, float] | Sequence[Any] | None = None,
-    network: Network | str | tuple[Any, Any] | None = None,
+    network: Network | str | tuple[Any, Any] | Callable[..., Any] | None = None,
     optimizer: Optimizer | str | Any = None,
     **settings: Any,
 ) -> Run:
@@ -76,9 +76,9 @@ def train(
         loss: A name, or a function (`psgjax.register_loss`), in place of the method's, as is
         gate: A name or a function.
         regularisers: With their weights, as in {"r1": 1.0, mine: 0.5}; a list of them has weights of 1.
-        network: A `Network`, a name, or a generator and a discriminator. A function or module that is passed is recorded by its own
-            name, under which it must be registered where the run is loaded or trained further from the command line.
-        optimizer: An `Optimizer`, a name, an optax transformation, or a pair for the generators and D; recorded as "own".
+        network: A `Network`, a name, a generator and a discriminator, or a function that makes them. What is passed is recorded by
+            its own name, under which it must be registered where the run is loaded or trained further from the command line.
+        optimizer: An `Optimizer`, a name, or, without `out`, an optax transformation or a pair for the generators and D.
         settings: Fields of `Config`, such as `batch_size` or `evaluation_epochs`.
 
     Raises:
@@ -88,12 +88,10 @@ def train(
     _check(settings, epochs, steps)
     named, method = (method, named_method(method)) if isinstance(method, str) else ("own", method)
     data, settings = _dataset(images, range, settings)
-    chosen = {"loss": loss, "gate": gate, "regularisers": regularisers}
+    chosen: dict[str, Any] = {"loss": loss, "gate": gate, "regularisers": regularisers, "kept": out is not None}
     with given.lent(method, network or Network(), optimizer or Optimizer(), **chosen) as (method, network, optimizer):
         config = Config(named, method, network, optimizer, **settings, seed=seed, steps=steps or 1)
-        if epochs is not None:
-            config = dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
-        return _run(config, data, out, on_epoch)
+        return _run(_of_length(config, epochs, data), data, out, on_epoch)
 
 
 def _check(settings: Mapping[str, Any], epochs: float | None, steps: int | None) -> None:
@@ -106,6 +104,14 @@ def _check(settings: Mapping[str, Any], epochs: float | None, steps: int | None)
     schema.check(epochs is None or epochs > 0, "epochs", epochs, "a number above 0")
 
 
+def _of_length(config: Config, epochs: float | None, data: Dataset) -> Config:
+    """The configuration, checked as a whole, with as many updates as make those epochs, if they are given."""
+    check_penalties([config])
+    if epochs is None:
+        return config
+    return dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
+
+
 def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callable[[Line], bool | None] | None) -> Run:
     """Train in that folder, or in one that is gone afterwards."""
     stop = Stop()
@@ -115,8 +121,9 @@ def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callab
             stop.signal = -1
 
     if out is not None:
-        loop.train(config, data, Path(out), stop=stop, on_line=heard)
-        return load(out).prepared()
+        path = schema.local_path("out", Path(out))
+        loop.train(config, data, path, stop=stop, on_line=heard)
+        return load(path).prepared()
     with tempfile.TemporaryDirectory(prefix="psgjax-") as folder:
         loop.train(config, data, Path(folder) / "run", stop=stop, on_line=heard)
         return dataclasses.replace(load(Path(folder) / "run"), folder=None).prepared()

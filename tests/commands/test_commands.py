@@ -1,10 +1,12 @@
 """What every command promises: seeds and outputs are checked before the work, Ctrl-C is one line, a table comes before its file."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
-from experiments import footprint, soak, tpu, train_classifier
+import psgjax
+from experiments import bench, footprint, soak, tpu, train_classifier
 from psgjax.commands import evaluate as evaluation
 from psgjax.commands import replay, sample
 from psgjax.config import ConfigError
@@ -30,6 +32,32 @@ def test_seeds_that_jax_would_take_modulo_are_refused(seed, capsys):
     assert train_classifier.main(["--seed", seed]) == 2
     with pytest.raises(ConfigError, match="seed is"):
         sample.sample(None, None, (8, 8, 1), 1, int(seed))
+
+
+def test_a_home_is_found_in_every_path_and_addresses_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    found = []
+    monkeypatch.setattr(sample, "_write", lambda options: str(found.append(options)))
+    assert sample.main(["~/run", "--out", "~/a.png"]) == 0
+    assert sample.main(["~/run", "--export", "~/a.stablehlo"]) == 0
+    home = tmp_path / "home"
+    assert [options.run for options in found] == [home / "run"] * 2
+    assert (found[0].out, found[1].export) == (home / "a.png", home / "a.stablehlo")
+    assert bench.parse(["--json", "~/x.json", "--profile", "~/x"]).json == home / "x.json"
+    for given, name in ((["gs://a/b"], "images"), (["x", "--json", "gs://a/b"], "--json")):
+        assert evaluation.main(given) == 2
+        assert capsys.readouterr().err.startswith(f"error: {name} gs://a/b is not on this machine; ")
+    assert evaluation.main(["x", "--data.dir", "~nobody-here/x"]) == 2
+    assert "--data.dir ~nobody-here/x: there is no home folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [home]
+
+
+def test_every_command_line_is_parsed_in_one_place():
+    root = Path(psgjax.__file__).parents[1]
+    files = [*root.glob("psgjax/**/*.py"), *root.glob("experiments/*.py")]
+    parsing = {path.name for path in files if "= tyro.cli(" in path.read_text("utf-8")}
+    assert parsing == {"line.py", "footprint.py"}  # the latter's are constants
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(monkeypatch, capsys):

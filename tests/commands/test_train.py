@@ -15,6 +15,7 @@ from psgjax import __main__ as doors
 from psgjax.data import idx
 
 QUICK = ["--epochs", "1", "--batch-size", "500", "--network.width", "4", "--evaluation-epochs", "0"]
+SMALL = ["--steps", "2", "--batch-size", "8", "--network.width", "2", "--evaluation-epochs", "0", "--methods", "gan"]
 
 
 def test_every_door_leads_somewhere(tmp_path, capsys):
@@ -50,27 +51,9 @@ def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, c
         (tmp_path / "mine" / name).mkdir(parents=True)
         for i in range(12):
             Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / "mine" / name / f"{i}.png")
-    small = [
-        "--steps",
-        "2",
-        "--batch-size",
-        "8",
-        "--network.width",
-        "2",
-        "--evaluation-epochs",
-        "0",
-        "--methods",
-        "gan",
-    ]
     given = [
-        *small,
-        "--data.source",
-        "folder",
-        "--data.size",
-        "8",
-        "--data.flip",
-        "True",
-        "--out",
+        *SMALL,
+        *["--data.source", "folder", "--data.size", "8", "--data.flip", "True", "--out"],
         str(tmp_path / "out"),
     ]
     assert doors.main(["train", *given, "--data.dir", str(tmp_path / "mine")]) == 0
@@ -85,19 +68,7 @@ def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, c
 def test_an_experiment_of_ones_own_is_a_preset(tmp_path, monkeypatch, capsys):
     folder = sources.write(tmp_path / "idx", sources.contents())
     monkeypatch.setattr(idx, "published_name", lambda *_: "fashion_mnist")
-    given = [
-        "--steps",
-        "1",
-        "--batch-size",
-        "8",
-        "--network.width",
-        "2",
-        "--evaluation-epochs",
-        "0",
-        "--methods",
-        "gan",
-    ]
-    given += ["--out", str(tmp_path / "out")]
+    given = [*SMALL, "--out", str(tmp_path / "out")]
     assert fashion_mnist.main([*given, "--data.source", "idx", "--data.dir", str(folder)]) == 0
     assert "on Fashion-MNIST, 40 training and 20 held-out images" in capsys.readouterr().out
     assert len(Path(fashion_mnist.__file__).read_text().splitlines()) < 40

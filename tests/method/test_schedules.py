@@ -168,6 +168,10 @@ REFUSED = [
     ({"schedule_end": 0.5}, "use --optimizer.schedule linear or cosine"),
     ({"beta2_end": 1.0}, "optimizer.beta2_end is 1.0; it must be a number from 0 up to, not including, 1"),
     ({"penalty_end": -1.0}, "optimizer.penalty_end is -1.0; it must be a finite number, 0 or more"),
+    (
+        {"early_share": 0.5},
+        "optimizer.early_share 0.5 is where beta2 .* give optimizer.beta2_end or optimizer.penalty_end",
+    ),
     ({"early_share": 0.0}, "optimizer.early_share is 0.0; it must be a share above 0, 1 at most"),
 ]
 

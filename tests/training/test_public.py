@@ -82,7 +82,8 @@ def compiled_once():
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path):
+def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     lines = []
 
     def once(line):
@@ -90,14 +91,14 @@ def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path):
         return False
 
     settings = {"epochs": 40, "seed": 3, **SMALL}
-    cut = psgjax.train("gan", images, out=tmp_path / "gan", on_epoch=once, **settings)
+    cut = psgjax.train("gan", images, out="~/gan", on_epoch=once, **settings)
     assert cut.metrics[0] == lines[0]
     assert cut.step == cut.metrics[-1]["step"] <= cut.config.steps
     whole = psgjax.train("gan", images, out=tmp_path / "gan", **settings)
     alone = psgjax.train("gan", images, **settings)
     assert whole.step == alone.step == alone.config.steps == 40 * 7
     assert same(whole.state, alone.state)
-    assert same(psgjax.load(tmp_path / "gan").state, alone.state)
+    assert same(psgjax.load("~/gan").state, alone.state)
     assert (repr(whole), alone.folder) == (f"<Run of gan, step 280 of 280, in '{tmp_path / 'gan'}'>", None)
     assert [line["epoch"] for line in alone.metrics] == list(range(1, 41))
 
@@ -109,6 +110,10 @@ def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path):
         ({}, "length of the run once"),
         ({"steps": 1, "epochs": 1}, "length of the run once"),
         ({"epochs": 0}, "epochs is 0"),
+        (
+            {"steps": 1, "optimizer": psgjax.Optimizer(penalty_end=0.1)},
+            "penalty_end 0.1 would be ignored: there are no",
+        ),
         ({"method": "psgg", "steps": 1}, "unknown method 'psgg'.* 'psg'"),
         ({"images": np.full((9, 8, 8), 0.5), "steps": 1}, "not certain: say it with range="),
         ({"images": np.zeros((1, 8, 8), np.uint8), "range": "0..255", "steps": 1}, "at least two"),
