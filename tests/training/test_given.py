@@ -1,6 +1,7 @@
 """Parts that `psgjax.train` is given as functions and modules: trained with, recorded by name, and gone afterwards."""
 
 import json
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,10 @@ class Critic(nn.Module):
         return nn.Dense(self.outputs)(images.reshape(len(images), -1))
 
 
+def dense(network, image_shape, outputs, dtype, axis_name, wide=False):
+    return Pixels(), Critic(outputs)
+
+
 def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
     given = {
         "loss": least_squares,
@@ -75,7 +80,8 @@ def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
 
 def test_a_gate_and_what_is_registered_keep_their_names(images):
     psgjax.register_gate("mine", first)
-    run = psgjax.train("psg", images, gate=first, network=SMALLEST, **SMALL)
+    run = psgjax.train("psg", images, gate=first, network=dense, **SMALL)
+    assert run.config.network.name == "dense"
     assert run.config.method.gate == "mine"
     assert run.metrics[-1]["branches"] == [1, 0, 0]
 
@@ -89,8 +95,9 @@ def test_any_optax_transformation_trains_either_side(images):
     psgjax.register_optimizer("still", still)
     named = psgjax.train("gan", images, network=SMALLEST, optimizer="still", batch_size=4, steps=3)
     assert same(named.state, run.state)
-    with pytest.raises(ConfigError, match="optimizer.beta1 0.9 with optimizer.name still would be ignored"):
-        psgjax.Optimizer("still", beta1=0.9)
+    for setting in ("beta1", "beta2_end"):
+        with pytest.raises(ConfigError, match=f"optimizer.{setting} 0.9 with optimizer.name still would be ignored"):
+            psgjax.Optimizer("still", **{setting: 0.9})
     batch = divergence.next_batch(named.config, named.state, images)
     assert np.isnan(divergence.examine(named.config, named.state, batch)["gradient_norm"]["discriminator"])
 
@@ -98,7 +105,24 @@ def test_any_optax_transformation_trains_either_side(images):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss": lambda outputs: outputs}, "<lambda> has no name that can be recorded"),
+        (
+            {"loss": lambda outputs: outputs},
+            '<lambda> has no name .* psgjax.register_loss."mine", ...., and give "mine"',
+        ),
+        ({"gate": lambda scores, key: scores}, "gate <lambda> has no name that can be recorded"),
+        ({"regularisers": [partial(small_scores, draw=None)]}, "regulariser partial has no name that can be recorded"),
+        (
+            {"network": partial(dense, wide=True)},
+            "network is of type partial; it must be a psgjax.Network, a name, ",
+        ),
+        (
+            {"network": Pixels()},
+            "network is of type Pixels; it must be .* a generator and a discriminator, or a function",
+        ),
+        (
+            {"optimizer": optax.sgd(0.1), "out": "kept"},
+            'psgjax.register_optimizer."mine", ...., and give optimizer="mi',
+        ),
         ({"loss": "lsgan"}, "unknown method.loss 'lsgan'"),
         ({"regularisers": ["r1", "r3"]}, "unknown method.regularisers 'r3'"),
         ({"optimizer": (1, 2, 3)}, "optimiser own is .*optax transformation"),
@@ -106,7 +130,10 @@ def test_any_optax_transformation_trains_either_side(images):
         ({"network": "dcgn"}, "unknown network.name 'dcgn'.* 'dcgan'"),
     ],
 )
-def test_mistakes_are_a_sentence(images, given, message):
+def test_mistakes_are_a_sentence(images, given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         psgjax.train(OPEN, images, **SMALL, **given)
     assert "<lambda>" not in parts.LOSSES
+    assert "own" not in parts.OPTIMISERS
+    assert not list(tmp_path.iterdir())
