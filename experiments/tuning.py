@@ -1,6 +1,6 @@
 r"""Each row's own step size, beta1 and weight of penalties: the best of one declared grid, on seeds that no table reports.
 
-    python -m experiments.tuning                                          # 72 points of eight rows
+    python -m experiments.tuning                                          # 48 points of eight rows
     python -m experiments.recipe --tuned runs/tuning/tuned.json           # ring and grid, each row with its own setting
     python -m experiments.tuning --rows choice --learning-rates 1e-3 --beta1s 0.5 --penalties 0.01 0.1 1 10 100 \
         --seed 0 --seeds 10 --out runs/gamma                              # what the weight of the penalties does
@@ -63,11 +63,7 @@ class Options(mixtures.Protocol):
         "stackelberg-r1r2",
     )
     mixture: Annotated[Literal["ring", "grid"], Doc("The mixture to train on.")] = "grid"
-    learning_rates: Annotated[tuple[float, ...], Doc("Adam's step sizes, each falling linearly to 0.")] = (
-        3e-4,
-        1e-3,
-        3e-3,
-    )
+    learning_rates: Annotated[tuple[float, ...], Doc("Adam's step sizes, each falling linearly to 0.")] = (1e-3, 3e-3)
     beta1s: Annotated[tuple[float, ...], Doc("Adam's decays of the first moment.")] = (0.0, 0.5)
     penalties: Annotated[
         tuple[float, ...], Doc("Factors on the weights of a row's penalties, which are 1 for R1 and R2.")
