@@ -2,6 +2,7 @@
 
     python -m experiments.mixture2d                                                # under two minutes on two CPU cores
     python -m experiments.mixture2d --steps 30000 --out runs/mixture2d-long        # under ten minutes
+    python -m experiments.mixture2d --preset pacgan --methods choice --mixtures grid --out runs/mixture2d-pacgan   # two hours
 
 The mixtures and the measures are those of VEEGAN and PacGAN: a ring of 8 and a grid of 25 Gaussians, 2,500 samples, a sample
 of high quality within three standard deviations of its mode, a mode captured by at least one of them. Networks, batches and
@@ -10,6 +11,10 @@ the number of updates are far smaller than theirs, to fit the time, and the same
 
 Expect stackelberg and mgan to find all modes of the ring, mad-gan, psg and gan 6 or 7 on average, and sngan to fail for some seeds.
 On the grid, 14 to 21 modes and few samples of high quality: it needs the longer run. results/mixture2d.md has the tables.
+
+--preset pacgan has the published sizes, as in the code of Lin et al. 2018: G four hidden layers of 400 with batch norm and ReLU,
+D three of 200 maxout units of five sums, z of 2, batches of 100, Adam with 0.0001 and 0.8. Of their 400,000 updates it makes
+40,000, as many as two idle cores make in about two hours for ten seeds of choice on one mixture (gan: one). Not run in full yet.
 
 Writes runs/mixture2d/: results.json (every figure of every seed), results.md (the tables) and samples.png (those of the first
 seed, each generator in its own colour).
@@ -34,7 +39,15 @@ from experiments import command, tables
 from experiments.mixtures import MEASURES, MIXTURES, Protocol, Trainer, check_network, draw, evaluate, figures, measure
 from experiments.tables import Table, mean, show_mean
 from psgjax import schema, switches
-from psgjax.config import Config, ConfigError, MethodOverrides, Network, Optimizer
+from psgjax.config import (
+    Config,
+    ConfigError,
+    MethodOverrides,
+    Network,
+    NetworkOverrides,
+    Optimizer,
+    OptimizerOverrides,
+)
 from psgjax.evaluation.modes import HIGH_QUALITY_DEVIATIONS
 from psgjax.schema import Listed
 from psgjax.shell import tell
@@ -48,23 +61,49 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Options(Protocol):
-    """Train each method on each mixture, for many seeds at once, and compare what they cover."""
+class Preset:
+    """What a preset sets where the command line does not."""
 
-    methods: Annotated[tuple[str, ...], Listed("Methods, of {}.", partial(", ".join, switches.METHODS))] = (
-        "gan",
-        "sngan",
-        "psg",
-        "stackelberg",
-        "mad-gan",
-        "mgan",
-    )
+    methods: tuple[str, ...]
+    steps: int
+    batch_size: int
+    network: Network
+    optimizer: Optimizer
+
+
+PRESETS = {
+    "quick": Preset(
+        methods=("gan", "sngan", "psg", "stackelberg", "mad-gan", "mgan"),
+        steps=4000,
+        batch_size=64,
+        network=Network("mlp", width=64, latent_size=2),
+        optimizer=Optimizer(learning_rate=1e-3, schedule="linear"),
+    ),
+    "pacgan": Preset(
+        methods=("choice", "r3gan", "psg", "gan"),
+        steps=40_000,
+        batch_size=100,
+        network=Network("maxout", width=200, latent_size=2),
+        optimizer=Optimizer(learning_rate=1e-4, beta1=0.8),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options(Protocol):
+    """Train each method on each mixture, many seeds at once. An option shown as None takes the preset's or the method's value."""
+
+    preset: Annotated[
+        Literal["quick", "pacgan"],
+        Doc("quick: small networks, six methods; pacgan: the networks and batches of Lin et al. 2018, four methods."),
+    ] = "quick"
+    methods: Annotated[tuple[str, ...] | None, Listed("Methods, of {}.", partial(", ".join, switches.METHODS))] = None
     mixtures: Annotated[tuple[Literal["ring", "grid"], ...], Doc("Mixtures to train on.")] = ("ring", "grid")
-    steps: Annotated[int, Doc("Generator updates.")] = 4000
-    batch_size: Annotated[int, Doc("Real points per update, and generated ones per generator.")] = 64
+    steps: Annotated[int | None, Doc("Generator updates.")] = None
+    batch_size: Annotated[int | None, Doc("Real points per update, and generated ones per generator.")] = None
     out: Annotated[Path, Doc("Folder for everything that is written.")] = Path("runs/mixture2d")
-    network: Network = field(default_factory=lambda: Network("mlp", width=64, latent_size=2))
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3, schedule="linear"))
+    network: NetworkOverrides = field(default_factory=NetworkOverrides)
+    optimizer: OptimizerOverrides = field(default_factory=OptimizerOverrides)
     method: MethodOverrides = field(default_factory=MethodOverrides)
 
 
@@ -74,20 +113,23 @@ def configure(options: Options) -> dict[str, Config]:
     Raises:
         ConfigError: For an unknown method, or a setting that cannot be used.
     """
-    check_network(options.network)
-    if not options.methods or not options.mixtures:
+    preset = PRESETS[options.preset]
+    methods = preset.methods if options.methods is None else options.methods
+    network = schema.override(preset.network, options.network)
+    check_network(network)
+    if not methods or not options.mixtures:
         raise ConfigError("--methods and --mixtures must each name at least one.")
     configs = {
         name: Config(
             method_name=name,
             method=schema.override(switches.named_method(name), options.method),
-            network=options.network,
-            optimizer=options.optimizer,
-            batch_size=options.batch_size,
-            steps=options.steps,
+            network=network,
+            optimizer=schema.override(preset.optimizer, options.optimizer),
+            batch_size=preset.batch_size if options.batch_size is None else options.batch_size,
+            steps=preset.steps if options.steps is None else options.steps,
             seed=options.seed,
         )
-        for name in options.methods
+        for name in methods
     }
     for config in configs.values():
         config.steps_per_epoch(options.points)  # refuses batches larger than the set
@@ -183,9 +225,9 @@ def protocol_of(options: Options) -> dict[str, Any]:
 def summary(options: Options, config: Config) -> str:
     """The same in a sentence."""
     return (
-        f"{options.seeds} seeds, {options.steps:,} updates of {options.batch_size} points ({options.points:,} in all), networks of "
-        f"two hidden layers of {config.network.width}, Adam {config.optimizer.learning_rate:g} ({config.optimizer.schedule}); "
-        f"{options.samples:,} samples."
+        f"{options.seeds} seeds, {config.steps:,} updates of {config.batch_size} points ({options.points:,} in all), "
+        f"{config.network.name} with hidden layers of {config.network.width}, Adam {config.optimizer.learning_rate:g} "
+        f"({config.optimizer.schedule}); {options.samples:,} samples."
     )
 
 

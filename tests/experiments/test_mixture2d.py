@@ -54,17 +54,32 @@ def test_a_seed_of_many_is_the_run_of_that_seed_alone():
     softmax does not see it, and Adam makes steps of the noise that is its gradient.
     """
     many, points = config("psg-sn", seed=5), mixtures.draw(mixtures.MIXTURES["ring"], 1000, jax.random.key(0))
-    trained = mixtures.Trainer(many, seeds=2, points=1000, samples=200).train(points, QUIET, "psg-sn")
+    seen, trainer = [], mixtures.Trainer(many, seeds=2, points=1000, samples=200)
+    for done, trained in trainer.checkpoints(points, QUIET, "psg-sn", every=30):
+        assert trained.step.tolist() == [done] * 2
+        seen.append(done)
+    assert seen == [30, 60, 80]
     one = dataclasses.replace(many, seed=6)
     run, per_epoch = epochs.make_run(one, 1000, mixtures.SHAPE), one.steps_per_epoch(1000)
     state, _ = run(states.init(one, mixtures.SHAPE), points, jnp.int32(per_epoch))
     state, _ = run(state, points, jnp.int32(one.steps - per_epoch))
-    assert trained.step.tolist() == [one.steps] * 2
     np.testing.assert_array_equal(jax.random.key_data(trained.key)[1], jax.random.key_data(state.key))
     leaves = [jax.tree.leaves(tree.generators.params) for tree in (trained, state)]
     for both, alone in zip(*leaves, strict=True):
         np.testing.assert_allclose(both[1], alone, rtol=1e-4, atol=1e-5)
         assert not np.allclose(both[0], alone, rtol=1e-2)
+
+
+def test_the_presets():
+    quick, pacgan = (mixture2d.configure(mixture2d.Options(preset=name)) for name in ("quick", "pacgan"))
+    assert list(pacgan) == ["choice", "r3gan", "psg", "gan"]
+    some, other = pacgan["gan"], quick["gan"]
+    assert (some.network, some.batch_size) == (Network("maxout", width=200, latent_size=2), 100)
+    assert (some.optimizer.learning_rate, some.optimizer.beta1, some.optimizer.schedule) == (1e-4, 0.8, "constant")
+    assert (other.network.width, other.batch_size, other.steps) == (64, 64, 4000)
+    given = mixture2d.Options(preset="pacgan", steps=7, optimizer=dataclasses.replace(some.optimizer, beta1=0.5))
+    changed = mixture2d.configure(given)["gan"]
+    assert (changed.steps, changed.optimizer.learning_rate, changed.optimizer.beta1) == (7, 1e-4, 0.5)
 
 
 def test_samples_are_of_the_mixture_of_generators():
