@@ -296,4 +296,5 @@ def _found_in(place: Path) -> str:
     except OSError:
         return "idx"  # which says what is wrong
     idx = any("-ubyte" in name or ".ubyte" in name for name in names)
-    return "folder" if not idx and any(map(pictures.is_picture, names)) else "idx"
+    arrays = any(name.endswith((".npy", ".npz")) for name in names)
+    return "folder" if not idx and any(map(pictures.is_picture, names)) else "array" if not idx and arrays else "idx"

@@ -72,6 +72,45 @@ def test_without_names_dimensions_tell(tmp_path):
     assert same(load(source="array", dir=tmp_path / "a.npz"), Dataset.from_arrays(IMAGES, LABELS))
 
 
+K49 = ("k49-train-imgs.npz", "k49-train-labels.npz", "k49-test-imgs.npz", "k49-test-labels.npz")
+
+
+def put(folder, **arrays):
+    """Files of one array each, called arr_0 in a .npz."""
+    for name, array in arrays.items():
+        np.save(folder / name, array) if name.endswith(".npy") else np.savez(folder / name, array)
+
+
+@pytest.mark.parametrize(
+    "names", [K49, ("X_train.npy", "y_train.npy", "X_val.npy", "y_val.npy"), ("images.npy", "labels.npy")]
+)
+def test_labels_and_held_out_images_beside_the_images_are_taken_and_told(tmp_path, names):
+    arrays = (IMAGES[:30], LABELS[:30], IMAGES[30:], LABELS[30:])[: len(names)]
+    put(tmp_path, **dict(zip(names, arrays, strict=True)))
+    put(tmp_path, **{"other-labels.npy": LABELS, "notes.npy": LABELS})
+    held_out = arrays[2:] or 0.1
+    told = []
+    loaded = dataset.load(Data(source="array", dir=tmp_path / names[0]), told.append)
+    assert same(loaded, Dataset.from_arrays(*arrays[:2], held_out=held_out))
+    roles = dict(zip(names[1:], ("labels", "held-out images", "held-out labels"), strict=False))
+    assert sorted(told) == sorted(
+        f"{tmp_path / names[0]}: {name} beside it is taken for the {role}" for name, role in roles.items()
+    )
+
+
+def test_what_lies_beside_is_refused_where_it_may_be_two_things_and_else_let_be(tmp_path):
+    put(tmp_path, **{"a-imgs.npz": IMAGES, "a-labels.npz": LABELS, "a-targets.npy": LABELS})
+    refused(tmp_path, ["a-labels.npz and a-targets.npy", "may be the labels"], dir=tmp_path / "a-imgs.npz")
+    refused(tmp_path, ["is a folder", "a-imgs.npz, a-labels.npz, a-targets.npy"], dir=tmp_path)
+    np.savez(tmp_path / "b-imgs.npz", images=IMAGES, labels=LABELS)
+    np.savez(tmp_path / "b-labels.npz", 0 * LABELS, LABELS)  # the file has labels of its own
+    assert same(load(source="array", dir=tmp_path / "b-imgs.npz"), Dataset.from_arrays(IMAGES, LABELS))
+    put(tmp_path, **{"b-imgs.npz": IMAGES})
+    refused(tmp_path, ["b-labels.npz beside", "arr_0, arr_1", "must hold one"], dir=tmp_path / "b-imgs.npz")
+    put(tmp_path, **{"b-labels.npz": LABELS[1:]})
+    refused(tmp_path, ["40 images, and labels [39]"], dir=tmp_path / "b-imgs.npz")
+
+
 @pytest.mark.parametrize(
     ("save", "fragments"),
     [
