@@ -159,7 +159,8 @@ def _kept_or_read(root: Path, names: list[str], config: Data, tell: Tell, track:
     """The images of those files, from the user's cache folder where the same files were read before."""
     key = hashlib.sha256(f"{_VERSION} {config.size} {config.colour} {config.background} {config.broken}".encode())
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(names, pool.map(_hash_of_content, [root / name for name in names]), strict=True):
+        digests = pool.map(_hash_of_content, [root / name for name in names])
+        for name, digest in zip(names, track(digests, len(names), "looking at image files"), strict=True):
             key.update(f"{os.fsencode(name)!r} {digest}\n".encode())
     path = kept.cache_folder() / "images" / f"{key.hexdigest()}.npz"
     if arrays := kept.read(path):

@@ -25,8 +25,9 @@ Tree = Any
 
 _BATCH = 128
 _LEARNING_RATE = 2e-3
-_LEAST_EPOCHS, _MOST_EPOCHS, _IMAGES = 10, 100, 300_000  # that `for_data` trains on: small sets are seen more often
-_LEAST_TURNS, _PIXELS = 3, 100_000 * 28**2  # epochs, and pixels in all, that `rotations` trains on
+# Epochs that `for_data` trains: of small sets more, as many as have so many pixels in all, so that it takes minutes.
+_LEAST_EPOCHS, _MOST_EPOCHS, _CLASSIFIER_PIXELS = 10, 100, 300_000 * 28**2
+_LEAST_TURNS, _PIXELS = 3, 100_000 * 28**2  # likewise of `rotations`
 _INIT, _EPOCHS = range(2)  # streams of random numbers that follow from the seed
 
 
@@ -125,7 +126,7 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
     if real_mnist and data.images.shape[1:] == classifiers.shipped().image_shape:
         return classifiers.shipped()
     digest = hashlib.sha256(data.info["sha256"].encode() + np.ascontiguousarray(data.labels, np.int32).data).hexdigest()
-    epochs = min(max(_LEAST_EPOCHS, math.ceil(_IMAGES / len(data.images))), _MOST_EPOCHS)
+    epochs = _epochs(data, _LEAST_EPOCHS, _CLASSIFIER_PIXELS)
     return _kept_or_trained(data, Path("classifiers", digest), "classifier", epochs, progress)
 
 
@@ -134,12 +135,14 @@ def rotations(data: Dataset, progress: Callable[[str], None] = print) -> Classif
 
     It is trained on first use, which takes a minute or two, and kept as `for_data` has it.
     """
-    pixels = math.prod(data.images.shape[1:3])
-    epochs = min(max(_LEAST_TURNS, math.ceil(_PIXELS / pixels / len(data.images))), _MOST_EPOCHS)
     unlabelled = dataclasses.replace(data, labels=None, held_out_labels=None)
-    return _kept_or_trained(
-        unlabelled, Path("rotations", data.info["sha256"]), "features that tell rotations", epochs, progress
-    )
+    place, epochs = Path("rotations", data.info["sha256"]), _epochs(data, _LEAST_TURNS, _PIXELS)
+    return _kept_or_trained(unlabelled, place, "features that tell rotations", epochs, progress)
+
+
+def _epochs(data: Dataset, least: int, pixels: int) -> int:
+    """How many epochs of a data set have that many pixels, `least` at least."""
+    return min(max(least, math.ceil(pixels / math.prod(data.images.shape[:3]))), _MOST_EPOCHS)
 
 
 def _kept_or_trained(data: Dataset, place: Path, what: str, epochs: int, progress: Callable[[str], None]) -> Classifier:

@@ -32,7 +32,7 @@ class ProgressDisplay:
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(one_line(name), total=steps, completed=done, text="compiling")
+            self._task = self._bar.add_task(one_line(name), start=False, total=steps, completed=done, text="compiling")
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar:
@@ -53,6 +53,7 @@ class ProgressDisplay:
             generators = " ".join(f"{value:.3f}" for value in line["loss"]["generators"])
             text = f"epoch {line['epoch']:g}  D {line['loss']['discriminator']:.3f}  G {generators}  {text}"
         if self._bar:
+            self._bar.start_task(self._task)  # until then the bar only pulses
             self._bar.update(self._task, completed=step, text=text)
         elif step == self._steps or time.monotonic() - self._told > self._PLAIN_SECONDS:
             self._told = time.monotonic()
