@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from rich.console import Console
 from typing_extensions import Doc
@@ -89,6 +89,10 @@ class Options:
         int | None, Doc("Epochs between measurements of the quality of samples, one more at the end; 0 for none.")
     ] = None
     evaluation_samples: Annotated[int | None, Doc("Samples of all generators together to measure it on.")] = None
+    features: Annotated[
+        Path | None,
+        Doc("Measure it by your own features: a .stablehlo file of jax.export, images uint8 [n, H, W, C] to [n, F]."),
+    ] = None
     out: Annotated[Path, Doc(OUT)] = Path("runs/images")
     data: DataOverrides = field(default_factory=DataOverrides)
     network: NetworkOverrides = field(default_factory=NetworkOverrides)
@@ -121,6 +125,10 @@ def configure(options: Options, preset: Preset) -> dict[str, Config]:
             raise ConfigError(f"--seed {options.seed} and --seeds {given} are both given; give one of them.")
         if not given or len(set(options.seeds)) < len(options.seeds):
             raise ConfigError(f"--seeds {given or 'names none'}: give one or more, each once.")
+    if options.features is not None and options.evaluation_epochs == 0:
+        raise ConfigError(
+            f"--features {options.features} with --evaluation-epochs 0 would be ignored; leave one of them out."
+        )
     if not options.methods:
         raise ConfigError(f"--methods names none; known are {', '.join(switches.METHODS)}.")
     data = schema.override(preset.data, options.data)
@@ -195,12 +203,14 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
 
     from psgjax import environment
     from psgjax.data import dataset as datasets
+    from psgjax.evaluation import features
     from psgjax.method import sharding
     from psgjax.method import state as states
     from psgjax.runs import identity
     from psgjax.training import loop
 
     environment.settle()
+    given = None if options.features is None else features.read(options.features)
     asked = next(iter(configs.values())).data
     runs = [run for path in sorted(options.out.glob("*/")) for run in identity.runs_in(path)]
     data = datasets.load(identity.find_data(asked, runs), tell(console), tracker(console))
@@ -209,6 +219,7 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
     configs = {name: complete(options, preset, config, data) for name, config in configs.items()}
     for config in configs.values():
         states.build(config, data.images.shape[1:])  # refuses a network that does not fit the images
+    given = features.chosen(given, data.held_out_images)
     seeds = options.seeds or ()
     spread = jax.device_count() > 1 or options.mesh != Mesh()
     meshes = {
@@ -228,7 +239,8 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
         if mesh is not None and (idle := sharding.left_over(mesh)):
             tell(console)(f"{name}: {idle}")
         try:
-            outcome = loop.train(config, data, options.out / name, seeds=seeds, mesh=mesh, console=console, stop=stop)
+            shared: dict[str, Any] = {"mesh": meshes.get(name), "console": console, "stop": stop, "features": given}
+            outcome = loop.train(config, data, options.out / name, seeds=seeds, **shared)
         except loop.Diverged as error:  # one method's end is not the others'
             if writes:
                 print(f"error: {one_line(str(error))}", file=sys.stderr)

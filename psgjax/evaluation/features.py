@@ -28,6 +28,9 @@ _CHANCE, _USEFUL = (
 _CHUNK = 256  # images given to anyone's features at a time
 
 
+Given = Any  # by a user: Features, a function of images [n, H, W, C] uint8 to [n, F], a file of one, or None
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """A function of images.
@@ -35,7 +38,7 @@ class Features:
     Attributes:
         name: `classifier`, `rotations`, or what its owner calls it.
         sha256: Of the weights, or of the file; of a Python function nothing is known, and it is that of what it makes of the
-            reference images.
+            first 256 reference images.
         of: Images [N, H, W, C] uint8 to features [N, F] float32.
         note: What a reader must know of it, or None.
     """
@@ -56,19 +59,24 @@ def of_network(network: Classifier, name: str = "classifier", note: str | None =
     return Features(name, network.info["weights_sha256"], lambda images: classifiers.apply(network, images)[0], note)
 
 
-def of_data(data: Dataset, progress: Callable[[str], None] = print) -> tuple[Classifier | None, Features | None, str]:
+def of_data(
+    data: Dataset, progress: Callable[[str], None] = print, given: Features | None = None
+) -> tuple[Classifier | None, Features | None, str]:
     """The classifier of a data set and its features; without labels none, and those that tell rotations apart.
 
     Args:
         data: What they are trained on at first use, and kept for (`fitting`).
         progress: Takes a line of text about anything slow or unexpected.
+        given: In place of these features.
 
     Returns:
         The classifier, the features, and why there is none of the one or the other.
     """
     classifier = fitting.for_data(data, progress)
     if classifier is not None:
-        return classifier, of_network(classifier), ""
+        return classifier, given or of_network(classifier), ""
+    if given is not None:
+        return None, given, "there are no labels"
     height, width = data.images.shape[1:3]
     if height != width or height % 4:
         return None, None, f"there are no labels, and images of {width}x{height} cannot be turned by 90 degrees"
@@ -80,12 +88,30 @@ def of_data(data: Dataset, progress: Callable[[str], None] = print) -> tuple[Cla
     return None, of_network(network, "rotations", f"features of {tells}"), "there are no labels"
 
 
+def chosen(given: Given, images: np.ndarray) -> Features | None:
+    """Anyone's features: of a function (`of_function`), of a file (`read`), or such already; tried on an image, None if None.
+
+    Args:
+        given: Of these.
+        images: Of the reference, [M, H, W, C] uint8.
+
+    Raises:
+        ConfigError: If they are not what is said there, or cannot be had of such images.
+    """
+    if callable(given):
+        return of_function(given, images)
+    found = read(Path(given)) if isinstance(given, str | Path) else given
+    if found is not None:
+        found.of(images[:1])
+    return found
+
+
 def of_function(function: Callable[[np.ndarray], Any], images: np.ndarray, name: str | None = None) -> Features:
     """Anyone's features, of a function of images [n, H, W, C] uint8 with n up to 256.
 
     Args:
         function: Returns an array [n, F].
-        images: Of the reference; what it makes of them is its SHA-256.
+        images: Of the reference; what it makes of the first of them is its SHA-256.
         name: The function's own if not given.
 
     Raises:
@@ -93,7 +119,7 @@ def of_function(function: Callable[[np.ndarray], Any], images: np.ndarray, name:
     """
     called = _word(name or str(getattr(function, "__name__", type(function).__name__)))
     of = _checked(function, called)
-    return Features(called, hashlib.sha256(of(images).tobytes()).hexdigest(), of)
+    return Features(called, hashlib.sha256(of(images[:_CHUNK]).tobytes()).hexdigest(), of)
 
 
 def _word(name: str) -> str:

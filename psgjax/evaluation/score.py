@@ -16,10 +16,9 @@ from psgjax.data.dataset import Dataset
 from psgjax.evaluation import c2st, features, frechet, manifold, modes, neighbours
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier
-from psgjax.evaluation.features import Features
+from psgjax.evaluation.features import Features, Given
 
 Scores = dict[str, Any]
-Embedding = Features | Callable[[np.ndarray], Any] | None
 
 NEIGHBOURS = 5  # of the manifold metrics
 # The metrics that need features, a classifier, several generators (the first of them a classifier, too), or the training images.
@@ -58,10 +57,10 @@ class Reference:
     distances: np.ndarray | None
 
 
-def reference_of(data: Dataset, progress: Callable[[str], None] = print, embedding: Embedding = None) -> Reference:
+def reference_of(data: Dataset, progress: Callable[[str], None] = print, given: Given = None) -> Reference:
     """The held-out images of a data set, with its classifier, its training images and, if no others are given, its features."""
-    classifier, own, why = features.of_data(data, progress)
-    return reference(data.held_out_images, data.images, classifier, described(data), embedding or own, why)
+    classifier, embedding, why = features.of_data(data, progress, features.chosen(given, data.held_out_images))
+    return reference(data.held_out_images, data.images, classifier, described(data), embedding, why)
 
 
 def described(data: Dataset) -> str:
@@ -75,7 +74,7 @@ def reference(
     training: np.ndarray | None,
     classifier: Classifier | None,
     description: str,
-    embedding: Embedding = None,
+    embedding: Features | None = None,
     why: str = "there is no classifier",
 ) -> Reference:
     """The reference that real images [M, H, W, C] uint8 make, of which the training images [N, H, W, C] are none.
@@ -85,12 +84,10 @@ def reference(
         training: Those that may be memorised, if there are any.
         classifier: Of their classes, if there is one.
         description: Of the real images.
-        embedding: What images are compared by: features, or a function of images; the classifier's features if not given.
+        embedding: What images are compared by; the classifier's features if not given.
         why: There is no classifier, or nothing to compare images by.
     """
     embedded = counts = distances = None
-    if callable(embedding):
-        embedding = features.of_function(embedding, images)
     if classifier is not None:
         embedding = embedding or features.of_network(classifier)
         counts = _counts(classifiers.apply(classifier, images)[1])

@@ -42,6 +42,7 @@ class Run:
         image_shape: [H, W, C].
         metrics: One dictionary per epoch, as in metrics.jsonl; `pandas.DataFrame(run.metrics)` is a table.
         folder: Where it lies, or None.
+        features: By which its samples are compared where no others are given, as `train` takes them; None for the usual ones.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Run:
     image_shape: tuple[int, int, int]
     metrics: Sequence[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
+    features: Any = None
 
     def __repr__(self) -> str:
         """Method, step, folder."""
@@ -103,7 +105,7 @@ class Run:
         samples: int | None = None,
         seed: int = 0,
         classifier: Literal["mnist"] | None = None,
-        features: Callable[[np.ndarray], Any] | None = None,
+        features: Callable[[np.ndarray], Any] | str | Path | None = None,
         range: RangeName | None = None,
     ) -> dict[str, Any]:
         """The quality of samples, as a dictionary (`docs/evaluation.md`).
@@ -122,8 +124,8 @@ class Run:
             seed: Of the samples.
             classifier: "mnist" where an array holds digits as MNIST has them: the features are those of its classifier then. A
                 data set with labels has a classifier, one without has features that tell rotations apart, trained on first use.
-            features: A function of images uint8 [n, H, W, C] to features [n, F] by which they are compared, such as a network's;
-                then the Fréchet distance is called fd_ and its name.
+            features: A function of images uint8 [n, H, W, C] to features [n, F] by which they are compared, such as a network's,
+                or a .stablehlo file of one; then the Fréchet distance is called fd_ and its name. Those of `train` if not given.
             range: What black and white are in an array, as in "0..1", where its values do not make that certain.
 
         Raises:
@@ -131,15 +133,17 @@ class Run:
         """
         from psgjax.data import layout  # here, because what scores takes a second to import
         from psgjax.evaluation.classifier import shipped
+        from psgjax.evaluation.features import chosen
         from psgjax.evaluation.score import reference, reference_of, score
 
         count = (self.config.evaluation_samples if samples is None else samples) // self.config.method.generators
+        given = self.features if features is None else features
         if isinstance(held_out, Dataset):
-            real = reference_of(held_out, lambda line: None, features)
+            real = reference_of(held_out, lambda line: None, given)
         else:
             images = layout.to_images(np.asarray(held_out), "held_out", range, "range=")
             images = images.reshape(-1, *images.shape[2:])
-            real = reference(images, None, shipped() if classifier else None, "an array", features)
+            real = reference(images, None, shipped() if classifier else None, "an array", chosen(given, images))
         try:
             return score(self._of_each(count, seed), real)
         except ValueError as error:

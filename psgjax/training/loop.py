@@ -18,6 +18,7 @@ from rich.console import Console
 from psgjax.config import Config, ConfigError
 from psgjax.data.dataset import Dataset
 from psgjax.environment import device_name, seconds_per_operation
+from psgjax.evaluation.features import Features, Given, chosen
 from psgjax.lowering.heaps import SCRATCH, keep_heaps, limit_heaps, trim_heaps
 from psgjax.method.epochs import make_run
 from psgjax.method.sharding import agreed, gathered, place_images
@@ -75,6 +76,7 @@ def train(
     console: Console | None = None,
     stop: Stop | None = None,
     on_line: Callable[[Line], None] = lambda line: None,
+    features: Given = None,
 ) -> Outcome:
     """Train one run, or one for each seed together, to the end, from the last checkpoint if there is one.
 
@@ -90,6 +92,7 @@ def train(
         console: Where progress is shown; nowhere if not given.
         stop: Asked once a call to the device; a run that is stopped is saved and can be continued.
         on_line: Called with each line of metrics.jsonl as it is written.
+        features: By which samples are compared (`features.chosen`), if not by the usual ones.
 
     Raises:
         ConfigError: If the folder holds another run, another process trains it, the data are not those it began with, or what it
@@ -101,7 +104,7 @@ def train(
     writes = jax.process_index() == 0
     if writes:
         check_folder(folder, config, data, seeds)
-    per_epoch = config.steps_per_epoch(len(data.images))
+    given, per_epoch = chosen(features, data.held_out_images), config.steps_per_epoch(len(data.images))
     limit_heaps()
     with ExitStack() as resources:
         wanted = runs_of(folder, config, seeds)
@@ -116,7 +119,7 @@ def train(
         if step == config.steps:
             tell(console)(f"{name}: finished already, {step:,} steps")
             return Outcome(step, finished=True)
-        loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch)
+        loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch, given)
         if found:
             states, seconds = [state for state, _ in found], max(progress["seconds"] for _, progress in found)
         else:
@@ -151,6 +154,7 @@ class _Loop:
         console: Console,
         stop: Stop,
         per_epoch: int,
+        given: Features | None,
     ) -> None:
         self.config, self.data, self.name, self.runs = config, data, name, runs
         self.console, self.stop, self.per_epoch = console, stop, per_epoch
@@ -161,7 +165,7 @@ class _Loop:
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
-        self.observer = Observer(config, data, per_epoch, self.worker)
+        self.observer = Observer(config, data, per_epoch, self.worker, given)
         state = abstract(config, image_shape, mesh, count if self.stacked else None)
         updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))
@@ -172,20 +176,19 @@ class _Loop:
         states = [stack(states)] if self.stacked else states
         if self.mesh is not None:
             states = [placed(states[0], self.mesh, self.stacked)]
-        self._announce(self.lowered.result(), config.steps - step, len(states))
-        started = time.monotonic() - seconds
         images_per_step = self.count * config.batch_size * config.method.discriminator_steps
         pending: Callable[[], None] | None = None
-        try:
+        with ExitStack() as ends:
+            ends.callback(self.worker.shutdown, cancel_futures=True)
+            display = ends.enter_context(ProgressDisplay(self.console, self.name, config.steps, step, images_per_step))
+            self._announce(self.lowered.result(), config.steps - step, len(states))
+            started = time.monotonic() - seconds
             for run in self.runs:
                 run.begin(step)
             if self.runs:
-                self.observer.prepare(self.console)
+                self.observer.prepare(self.runs, self.console)
             saved_at, calls, count = time.monotonic(), 0, 1
-            with (
-                ProgressDisplay(self.console, self.name, config.steps, step, images_per_step) as display,
-                self.stop.listening(),
-            ):
+            with self.stop.listening():
                 self.observer.begin(self._each(states), step)
                 program = self.program.result()
                 del self.lowered, self.program  # what was traced is not needed any more
@@ -218,8 +221,6 @@ class _Loop:
                 if pending:  # a signal between two calls
                     pending()
                     self._save(states, time.monotonic() - started)
-        finally:
-            self.worker.shutdown(cancel_futures=True)
         return Outcome(step, finished=step == config.steps)
 
     def _own(self, trees: list[Tree]) -> list[Tree]:

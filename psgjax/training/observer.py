@@ -17,7 +17,7 @@ from rich.console import Console
 from psgjax.config import Config
 from psgjax.data.dataset import Dataset
 from psgjax.data.pictures import image_grid, write_png
-from psgjax.evaluation.features import of_data
+from psgjax.evaluation.features import Features, of_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
 from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
@@ -50,8 +50,10 @@ def _rounded(tree: Tree) -> Tree:
 class Observer:
     """What is seen of runs of one configuration on one data set; images are scored by `worker`, beside the device's next call."""
 
-    def __init__(self, config: Config, data: Dataset, per_epoch: int, worker: ThreadPoolExecutor) -> None:
-        self.config, self.data, self.per_epoch, self.worker = config, data, per_epoch, worker
+    def __init__(
+        self, config: Config, data: Dataset, per_epoch: int, worker: ThreadPoolExecutor, given: Features | None = None
+    ) -> None:
+        self.config, self.data, self.per_epoch, self.worker, self.given = config, data, per_epoch, worker, given
         image_shape = data.images.shape[1:]
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         self.judge = make_accuracy(config, image_shape)
@@ -59,14 +61,21 @@ class Observer:
         self.sampler = make_batch_sampler(config, image_shape)
         self.real: Future[Reference] | None = None
 
-    def prepare(self, console: Console) -> None:
-        """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained."""
+    def prepare(self, runs: list[RunFolder], console: Console) -> None:
+        """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained.
+
+        Raises:
+            ConfigError: If a run was scored by other features before.
+        """
         if self.config.evaluation_epochs:
-            classifier, own, why = of_data(self.data, tell(console))
-            if own is None:
+            classifier, features, why = of_data(self.data, tell(console), self.given)
+            if features is None:
                 tell(console)(f"the quality of samples is not measured: {why}")
+            else:
+                for run in runs:
+                    run.check_features(features.name, features.sha256, self.given is not None, tell(console))
             images = (self.data.held_out_images, self.data.images)
-            self.real = self.worker.submit(reference, *images, classifier, described(self.data), own, why)
+            self.real = self.worker.submit(reference, *images, classifier, described(self.data), features, why)
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:
         """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""

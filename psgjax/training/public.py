@@ -18,6 +18,7 @@ from psgjax.switches import NAMED, named_method
 from psgjax.training import given, loop
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike
 
     from psgjax.config import RangeName
@@ -49,6 +50,7 @@ def train(
     regularisers: Mapping[Any, float] | Sequence[Any] | None = None,
     network: Network | str | tuple[Any, Any] | Callable[..., Any] | None = None,
     optimizer: Optimizer | str | Any = None,
+    features: Callable[[np.ndarray], Any] | str | Path | None = None,
     **settings: Any,
 ) -> Run:
     """Train one run and return it.
@@ -59,8 +61,6 @@ def train(
     >>> run = psgjax.train("psg", images, steps=2, batch_size=4, network=small)
     >>> run
     <Run of psg, step 2 of 2, in memory>
-    >>> run.sample(5).shape
-    (5, 8, 8, 1)
 
     Args:
         method: A name of `methods`, or a `Method` of your own.
@@ -69,8 +69,7 @@ def train(
         epochs: Its length in passes over the training images; or it is given in
         steps: Updates of the generators.
         seed: Every random number follows from it.
-        out: The folder that keeps the run. One that holds this run already is gone on with, as on the command line. Without it
-            nothing is kept: a temporary folder has the checkpoints meanwhile.
+        out: The folder that keeps the run, or has it already: then it is gone on with. Without it nothing is kept.
         on_epoch: Called with each line of the metrics; where it returns False, training ends, within a few seconds.
         range: What black and white are in an array, as in "0..1", where its values do not make that certain.
         loss: A name, or a function (`psgjax.register_loss`), in place of the method's, as is
@@ -79,6 +78,8 @@ def train(
         network: A `Network`, a name, a generator and a discriminator, or a function that makes them. What is passed is recorded by
             its own name, under which it must be registered where the run is loaded or trained further from the command line.
         optimizer: An `Optimizer`, a name, or, without `out`, an optax transformation or a pair for the generators and D.
+        features: A function of images uint8 [n, H, W, C] to [n, F], or a .stablehlo file of one, by which samples are measured,
+            here (with `evaluation_epochs`) and by the run's `score`; scores have its name and SHA-256.
         settings: Fields of `Config`, such as `batch_size` or `evaluation_epochs`.
 
     Raises:
@@ -91,7 +92,7 @@ def train(
     chosen: dict[str, Any] = {"loss": loss, "gate": gate, "regularisers": regularisers, "kept": out is not None}
     with given.lent(method, network or Network(), optimizer or Optimizer(), **chosen) as (method, network, optimizer):
         config = Config(named, method, network, optimizer, **settings, seed=seed, steps=steps or 1)
-        return _run(_of_length(config, epochs, data), data, out, on_epoch)
+        return _run(_of_length(config, epochs, data), data, out, on_epoch, features)
 
 
 def _check(settings: Mapping[str, Any], epochs: float | None, steps: int | None) -> None:
@@ -112,7 +113,9 @@ def _of_length(config: Config, epochs: float | None, data: Dataset) -> Config:
     return dataclasses.replace(config, steps=max(1, round(epochs * config.steps_per_epoch(len(data.images)))))
 
 
-def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callable[[Line], bool | None] | None) -> Run:
+def _run(
+    config: Config, data: Dataset, out: str | Path | None, on_epoch: Callable[[Line], bool | None] | None, features: Any
+) -> Run:
     """Train in that folder, or in one that is gone afterwards."""
     stop = Stop()
 
@@ -120,13 +123,14 @@ def _run(config: Config, data: Dataset, out: str | Path | None, on_epoch: Callab
         if on_epoch is not None and on_epoch(line) is False:
             stop.signal = -1
 
+    asked: dict[str, Any] = {"stop": stop, "on_line": heard, "features": features}
     if out is not None:
         path = schema.local_path("out", Path(out))
-        loop.train(config, data, path, stop=stop, on_line=heard)
-        return load(path).prepared()
+        loop.train(config, data, path, **asked)
+        return dataclasses.replace(load(path), features=features).prepared()
     with tempfile.TemporaryDirectory(prefix="psgjax-") as folder:
-        loop.train(config, data, Path(folder) / "run", stop=stop, on_line=heard)
-        return dataclasses.replace(load(Path(folder) / "run"), folder=None).prepared()
+        loop.train(config, data, Path(folder) / "run", **asked)
+        return dataclasses.replace(load(Path(folder) / "run"), folder=None, features=features).prepared()
 
 
 def _dataset(images: Any, range: RangeName | None, settings: dict[str, Any]) -> tuple[Dataset, dict[str, Any]]:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import sources
 from PIL import Image
@@ -63,6 +65,28 @@ def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, c
     assert "finished already" in capsys.readouterr().out
     assert doors.main(["train", *given, "--data.dir", str(tmp_path / "moved"), "--data.colour", "grey"]) == 2
     assert "training images are not those" in capsys.readouterr().err
+
+
+def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
+    def brightness(images):
+        return images.astype(jnp.float32).mean((1, 2))
+
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.save(tmp_path / "mine.npy", images)
+    shape = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8)
+    (tmp_path / "own.stablehlo").write_bytes(jax.export.export(jax.jit(brightness))(shape).serialize())
+    given = ["train", "--data.dir", str(tmp_path / "mine.npy"), "--steps", "1", "--batch-size", "8", "--methods", "gan"]
+    given += ["--network.width", "2", "--evaluation-samples", "20", "--out", str(tmp_path / "out"), "--features"]
+    assert doors.main([*given, str(tmp_path / "other.stablehlo")]) == 2
+    assert doors.main([*given, str(tmp_path / "own.stablehlo"), "--evaluation-epochs", "0"]) == 2
+    refusals = capsys.readouterr().err.splitlines()
+    assert "other.stablehlo cannot be read" in refusals[0]
+    assert "with --evaluation-epochs 0 would be ignored" in refusals[1]
+    assert not (tmp_path / "out").exists()
+    assert doors.main([*given, str(tmp_path / "own.stablehlo")]) == 0
+    (line,) = psgjax.load(tmp_path / "out" / "gan").metrics
+    assert np.isfinite(line["evaluation"]["fd_own"])
+    assert "Fréchet distance on the features own" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_experiment_of_ones_own_is_a_preset(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from small_runs import PROGRAMS
 
 import psgjax
 from psgjax.config import ConfigError, Network
+from psgjax.evaluation import fitting
 
 SMALL = {"batch_size": 4, "network": Network(width=2, latent_size=4)}
 
@@ -101,6 +102,36 @@ def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path, mo
     assert same(psgjax.load("~/gan").state, alone.state)
     assert (repr(whole), alone.folder) == (f"<Run of gan, step 280 of 280, in '{tmp_path / 'gan'}'>", None)
     assert [line["epoch"] for line in alone.metrics] == list(range(1, 41))
+
+
+def means(images):
+    return np.asarray(images, np.float32).mean((1, 2))
+
+
+def spreads(images):
+    return np.asarray(images, np.float32).std((1, 2))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_features_of_ones_own_measure_a_run_while_it_trains_and_afterwards(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "_kept_or_trained", None)  # nothing else is trained for it
+    data = psgjax.Dataset.from_arrays(images, held_out=0.5)
+    given = {"epochs": 5, "evaluation_epochs": 1, "evaluation_samples": 24, "out": tmp_path / "psg", **SMALL}
+    run = psgjax.train("psg", data, features=means, on_epoch=lambda line: False, **given)
+    assert run.step < run.config.steps
+    logged, scores = run.metrics[-1]["evaluation"], run.score(data)
+    assert (logged["features"], len(logged["features_sha256"])) == ("means", 64)
+    assert scores == logged
+    assert run.score(data, features=spreads)["features"] == "spreads"
+    for other in (spreads, functools.update_wrapper(lambda images: 2 * means(images), means)):
+        refusal = rf"was scored by the features means \(SHA.* now it would be by {other.__name__} \(SHA"
+        with pytest.raises(ConfigError, match=refusal):
+            psgjax.train("psg", data, features=other, **given)
+    whole = psgjax.train("psg", data, features=means, **given)
+    assert {line["evaluation"]["features_sha256"] for line in whole.metrics} == {logged["features_sha256"]}
+    with pytest.raises(ConfigError, match=r"features lambda of 16 images are \[16, 8, 8, 1\]; they must be \[n, F\]"):
+        psgjax.train("gan", data, features=lambda images: images, steps=1, out=tmp_path / "gan")
+    assert not (tmp_path / "gan").exists()
 
 
 @pytest.mark.parametrize(
