@@ -116,7 +116,7 @@ class RunFolder:
             ConfigError: If they are others.
         """
         lines = [line["evaluation"] for line in read_lines(self.path / "metrics.jsonl") if "evaluation" in line]
-        scores = next((each for each in reversed(lines) if "features_sha256" in each), {})
+        scores: Line = next((each for each in reversed(lines) if "features_sha256" in each), {})
         before, now = (scores.get("features", name), scores.get("features_sha256", sha256)), (name, sha256)
         said = [f"{each[0]} (SHA-256 {each[1][:12]})" for each in (before, now)]
         if before[0] != name or (own and before != now):
