@@ -174,6 +174,31 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def occupied(in_a_folder_of_its_own):
+    """There, a file, and a folder with what is of no run; nothing is written into `out`."""
+    Path("file").touch()
+    Path("full").mkdir()
+    Path("full/results.md").write_text("a letter")
+    yield
+    assert not Path("out").exists()
+
+
+@pytest.fixture
+def refusal(capsys):
+    """`refusal(main, arguments)`: the one line with which a command ends that cannot do what it is asked for."""
+
+    def of(main, arguments):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return of
+
+
 @pytest.fixture(scope="session")
 def trained():
     """A classifier that knows bars."""

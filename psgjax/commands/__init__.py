@@ -1,1 +1,1 @@
-"""The commands: one file a door, thin ones, to what Python can do as well."""
+"""The commands: one file a door, thin ones, to what Python can do as well; `line.py` has what they share."""

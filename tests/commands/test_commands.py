@@ -15,9 +15,7 @@ from psgjax.runs import divergence
 RUN = "runs/mnist/psg"
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def never(*arguments):
