@@ -20,6 +20,7 @@ from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation import fitting
 from psgjax.evaluation.classifier import Classifier
+from psgjax.schema import local_path
 
 _CHANCE, _USEFUL = (
     0.25,
@@ -100,7 +101,7 @@ def chosen(given: Given, images: np.ndarray) -> Features | None:
     """
     if callable(given):
         return of_function(given, images)
-    found = read(Path(given)) if isinstance(given, str | Path) else given
+    found = read(local_path("features", Path(given))) if isinstance(given, str | Path) else given
     if found is not None:
         found.of(images[:1])
     return found

@@ -153,6 +153,12 @@ def test_other_files_are_refused(tmp_path, make, message):
         features.read(tmp_path / "a.stablehlo")
 
 
+def test_a_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/none.stablehlo cannot be read"):
+        features.chosen("~/none.stablehlo", np.zeros((1, 8, 8, 1), np.uint8))
+
+
 def test_images_without_labels_are_scored_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fitting, "_PIXELS", 64 * 2000)
