@@ -6,8 +6,9 @@ the processor's cache when the next one reads it. Elsewhere the generators are m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from psgjax.networks import Discriminator, Generator, stack
 Tree = Any
 ImagesVjp = Callable[[jax.Array], Tree]
 OutputsVjp = Callable[[jax.Array, jax.Array, jax.Array], tuple[Tree, jax.Array]]
+Penalty = tuple[Tree, dict[str, jax.Array]]  # gradients for D's parameters, and the values by name
 
 _CACHED = 8 * 2**20  # bytes that the widest layer gives for a microbatch: caches hold these, and what is made of them
 _MICROBATCHES = 4  # at most, of the generated and of the real images: each is compiled by itself
@@ -74,19 +76,23 @@ def generate_vjp(
 
 
 def score_vjp(
-    discriminator: Discriminator, params: Tree, fakes: jax.Array, real: jax.Array, platform: str | None = None
-) -> tuple[jax.Array, jax.Array, OutputsVjp]:
-    """The outputs of D, [k, b, O] for `fakes` [k, b, H, W, C] and [1, n, O] for `real` [1, n, H, W, C], and their vjp.
+    discriminator: Discriminator,
+    params: Tree,
+    fakes: jax.Array,
+    real: jax.Array,
+    platform: str | None = None,
+    weights: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[jax.Array, jax.Array, OutputsVjp, Penalty | None]:
+    """The outputs of D, [k, b, O] for `fakes` [k, b, H, W, C] and [1, n, O] for `real` [1, n, H, W, C], their vjp, and a penalty.
 
     `vjp(d_fake, d_real, g_cotangents)` takes the gradients of D's loss with respect to these outputs, and of the generators' losses
     with respect to those of their images. It gives those of D's loss with respect to its parameters, and of the generators' losses
     with respect to their images. The platform is the default one where none is given.
+
+    The penalty, for a D of one output an image, is the sum of |grad D(x)|^2 / 2 over the real images, times the weight `r1`, and
+    over the generated ones, times `r2`; None without either. It depends on no loss: its passes follow the forward one at once.
     """
-
-    def discriminate(stage: int, params: Tree, x: jax.Array) -> jax.Array:
-        return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
-
-    stages = [partial(discriminate, stage) for stage in range(discriminator.depth)]
+    stages = _stages(discriminator)
     cpu = _on_cpu(platform)
     counts = [_microbatches(stages, params, x) if cpu else 1 for x in (fakes, real)]
     after = _after if cpu else lambda value, done: (value, done)
@@ -96,32 +102,46 @@ def score_vjp(
         return [part for x, count in zip(flat, counts, strict=True) for part in jnp.array_split(x, count)]
 
     outputs: list[jax.Array] = []
-    vjps: list[list[Callable]] = []
-    for microbatch in cut(fakes, real):
-        x, outputs = after(microbatch, outputs)
-        back = []
-        for stage in stages:
-            x, stage_vjp = jax.vjp(stage, params, x)
-            back.append(stage_vjp)
+    passed: list[tuple[list[Callable], list[jax.Array] | None]] = []  # each stage's vjp, and `_slopes` if known
+    penalty: Penalty | None = None
+    for i, microbatch in enumerate(cut(fakes, real)):
+        x, (outputs, penalty) = after(microbatch, (outputs, penalty))
+        name, slopes = "r2" if i < counts[0] else "r1", None
+        if name in weights:
+            x, back, slopes, grads, value = _penalised(stages, params, x, weights[name])
+            more = grads, {each: value if each == name else jnp.zeros(()) for each in weights}
+            penalty = jax.tree.map(jnp.add, penalty, more) if penalty else more
+        else:
+            x, back = _forward(stages, params, x)
         outputs.append(x)
-        vjps.append(back)
+        passed.append((back, slopes))
 
     def vjp(d_fake: jax.Array, d_real: jax.Array, g_cotangents: jax.Array) -> tuple[Tree, jax.Array]:
         grads, by_images = jax.tree.map(jnp.zeros_like, params), list[jax.Array]()
         # Generators have no losses on the real images: what stands in their place is not read.
-        for i, (back, d, g) in enumerate(zip(vjps, cut(d_fake, d_real), cut(g_cotangents, d_real), strict=True)):
-            generated = i < counts[0]
+        for i, ((back, slopes), d, g) in enumerate(
+            zip(passed, cut(d_fake, d_real), cut(g_cotangents, d_real), strict=True)
+        ):
             start = jnp.ones_like(g) if g.shape[-1] == 1 else g
             (d, start), (grads, by_images) = after((d, start), (grads, by_images))
-            more, cotangents = _microbatch_vjp(back, d, start if generated else None)
+            more, cotangents = _microbatch_vjp(back, slopes, d, start if i < counts[0] else None)
             grads = jax.tree.map(jnp.add, grads, more)
-            if generated:
+            if i < counts[0]:
                 by_images.append(_each(g, cotangents) * cotangents if g.shape[-1] == 1 else cotangents)
         return grads, jnp.concatenate(by_images).reshape(fakes.shape)
 
     split = counts[0]
     fake_outputs, real_outputs = jnp.concatenate(outputs[:split]), jnp.concatenate(outputs[split:])
-    return fake_outputs.reshape(*fakes.shape[:2], -1), real_outputs[None], vjp
+    return fake_outputs.reshape(*fakes.shape[:2], -1), real_outputs[None], vjp, penalty
+
+
+def _stages(discriminator: Discriminator) -> list[Callable]:
+    """Each stage as a function of D's parameters and of what enters it."""
+
+    def discriminate(stage: int, params: Tree, x: jax.Array) -> jax.Array:
+        return discriminator.apply({"params": params}, x, stage)  # type: ignore[return-value]
+
+    return [partial(discriminate, stage) for stage in range(discriminator.depth)]
 
 
 def _microbatches(stages: Sequence[Callable], params: Tree, images: jax.Array) -> int:
@@ -134,21 +154,54 @@ def _microbatches(stages: Sequence[Callable], params: Tree, images: jax.Array) -
     return min(_MICROBATCHES, count, -(-widest // _CACHED))
 
 
-def _microbatch_vjp(back: list[Callable], d: jax.Array, cotangents: jax.Array | None) -> tuple[Tree, Any]:
-    """Gradients for the parameters, from D's for the outputs `d` [n, O]; and for the images from `cotangents` [n, O], if given.
+def _forward(stages: Sequence[Callable], params: Tree, x: jax.Array) -> tuple[jax.Array, list[Callable]]:
+    """The outputs [n, O] of images [n, H, W, C], and the vjp of each stage."""
+    back = []
+    for stage in stages:
+        x, stage_vjp = jax.vjp(stage, params, x)
+        back.append(stage_vjp)
+    return x, back
+
+
+def _slopes(back: list[Callable], start: jax.Array) -> list[jax.Array]:
+    """Cotangents of the images, and of what leaves each stage; `start`, those of the outputs, is the last of them."""
+    slopes = [start]
+    for stage_vjp in reversed(back):
+        slopes.append(stage_vjp(slopes[-1])[1])
+    return slopes[::-1]
+
+
+def _penalised(
+    stages: Sequence[Callable], params: Tree, x: jax.Array, weight: float
+) -> tuple[jax.Array, list[Callable], list[jax.Array], Tree, jax.Array]:
+    """What `_forward` gives, the slopes of the outputs, and the weighted sum of |grad D(x)|^2 / 2: its gradients, and itself."""
+
+    def slope(params: Tree) -> tuple[jax.Array, tuple]:
+        outputs, back = _forward(stages, params, x)
+        slopes = _slopes(back, jnp.ones_like(outputs))
+        return slopes[0], (outputs, back, slopes)
+
+    grad, slope_vjp, passed = jax.vjp(slope, params, has_aux=True)
+    return *passed, *slope_vjp(weight * grad), weight / 2 * jnp.sum(grad**2)
+
+
+def _microbatch_vjp(
+    back: list[Callable], slopes: list[jax.Array] | None, d: jax.Array, start: jax.Array | None
+) -> tuple[Tree, Any]:
+    """Gradients for the parameters, from D's for the outputs `d` [n, O]; and for the images from `start` [n, O], if given.
 
     Where there is one output per image, one pass serves both: the gradients of the outputs with respect to the activations are
     those of that image alone: weighted with D's cotangents on the way to the parameters, with the generators' at the end.
     """
+    if slopes is None and start is not None:
+        slopes = _slopes(back, start)
     weights, one_output, grads = d, d.shape[-1] == 1, []
-    for stage_vjp in reversed(back):
-        if cotangents is not None and one_output:
-            d = _each(weights, cotangents) * cotangents
-        by_params, d = stage_vjp(d)
+    for i in reversed(range(len(back))):
+        if slopes and one_output:
+            d = _each(weights, slopes[i + 1]) * slopes[i + 1]
+        by_params, d = back[i](d)
         grads.append(by_params)
-        if cotangents is not None:
-            cotangents = stage_vjp(cotangents)[1]
-    return jax.tree.map(lambda *leaves: sum(leaves), *grads), cotangents
+    return jax.tree.map(lambda *leaves: sum(leaves), *grads), slopes[0] if slopes else None
 
 
 def _each(weights: jax.Array, x: jax.Array) -> jax.Array:

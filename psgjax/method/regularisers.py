@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from psgjax import parts
 from psgjax.config import Method
+from psgjax.method import objectives
 from psgjax.method.sharding import Shards
 
 Score = Callable[[jax.Array], jax.Array]
@@ -42,6 +43,18 @@ def gradient_penalty(score: Score, real: jax.Array, fake: jax.Array, draw: Draw)
     return (norms - 1) ** 2
 
 
+def of_the_pass(method: Method, shards: Shards, real: jax.Array, fakes: jax.Array) -> dict[str, float]:
+    """R1 and R2 where D's own pass makes them on its way (`passes.score_vjp`): what each of its images weighs.
+
+    They are this device's alone, real ones [1, n, H, W, C] and generated ones [k, b, H, W, C]; D has to give one score.
+    """
+    if objectives.outputs_needed(method) > 1 or parts.loss_of(method).scores:
+        return {}
+    images = {"r1": real, "r2": fakes}
+    counts = {name: x.shape[0] * x.shape[1] * shards.generator * shards.data for name, x in images.items()}
+    return {name: weight / counts[name] for name, weight in method.regularisers if weight and name in counts}
+
+
 def penalties(
     method: Method, shards: Shards, score: Score, real: jax.Array, fakes: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -59,4 +72,4 @@ def penalties(
         return weight * jnp.mean(values) / (shards.generator * shards.data)
 
     values = {name: part(name, weight) for name, weight in method.regularisers}
-    return jnp.sum(jnp.stack([*values.values()])), values
+    return sum(values.values(), jnp.zeros(())), values

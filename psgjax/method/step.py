@@ -21,7 +21,7 @@ from psgjax import networks
 from psgjax.config import Config
 from psgjax.method import objectives, regularisers, schedules, spectral
 from psgjax.method.packing import packed, unpacked
-from psgjax.method.passes import ImagesVjp, generate_vjp, score_vjp
+from psgjax.method.passes import ImagesVjp, Penalty, generate_vjp, score_vjp
 from psgjax.method.sharding import Shards
 from psgjax.method.state import (
     Discriminator,
@@ -99,11 +99,13 @@ def simultaneous(update: Update, state: TrainState, images: jax.Array) -> tuple[
     batch = draw(update, state, images[0], 0)
     params, vectors, norm_vjp = normalised(update, d)
     real_part = shards.part(batch.real[None], 1, "generator")
-    *outputs, outputs_vjp = score_vjp(update.discriminator, params, batch.fakes, real_part, update.platform)
+    weights = regularisers.of_the_pass(method, shards, real_part, batch.fakes)
+    passed = score_vjp(update.discriminator, params, batch.fakes, real_part, update.platform, weights)
+    *outputs, outputs_vjp, made = passed
     found = objectives.evaluate(method, shards.gather(*outputs), batch.key)
     d_cotangents, g_cotangents, d_any, g_any, metrics = found
     d_grads, image_cotangents = outputs_vjp(*shards.split(d_cotangents), shards.own(g_cotangents))
-    d_grads, penalties = regularised(update, params, batch, d_grads, state.step)
+    d_grads, penalties = regularised(update, params, batch, d_grads, state.step, made)
     (d_grads,) = norm_vjp(d_grads)
     g_grads = batch.vjp(image_cotangents)
     d, penalties = update_discriminator(update, d, vectors, d_grads, penalties, d_any, state.step)
@@ -203,12 +205,17 @@ def score_tuples(update: Update, params: Tree, fakes: jax.Array, real: jax.Array
 
 
 def regularised(
-    update: Update, params: Tree, batch: Batch, grads: Tree, now: jax.Array
+    update: Update, params: Tree, batch: Batch, grads: Tree, now: jax.Array, made: Penalty | None = None
 ) -> tuple[Tree, objectives.Metrics]:
-    """D's gradients with those of the regularisers added, and these' values: this device's parts of their sums."""
-    method = update.config.method
-    if not method.regularisers:
+    """D's gradients with those of the regularisers added, and these' values: this device's parts of their sums.
+
+    `made` are those that the pass of D has made on its way.
+    """
+    if not update.config.method.regularisers:
         return grads, {}
+    done = made[1] if made else {}
+    rest = tuple(each for each in update.config.method.regularisers if each[0] not in done)
+    method = dataclasses.replace(update.config.method, regularisers=rest)
 
     def total(params: Tree) -> tuple[jax.Array, objectives.Metrics]:
         def one_score(images: jax.Array) -> jax.Array:
@@ -217,6 +224,8 @@ def regularised(
         return regularisers.penalties(method, update.shards, one_score, batch.real, batch.fakes, batch.key)
 
     more, values = jax.grad(total, has_aux=True)(params)
+    if made:
+        more, values = jax.tree.map(jnp.add, more, made[0]), {**values, **done}
     if update.config.optimizer.penalty_end != 1:
         weight = schedules.penalty(update.config, now)
         more, values = jax.tree.map(lambda leaf: weight * leaf, (more, values))

@@ -40,7 +40,7 @@ def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
 
     @jax.jit
     def update(params, fakes, real):
-        *outputs, pull = passes.score_vjp(discriminator, params, fakes, real)
+        *outputs, pull, _ = passes.score_vjp(discriminator, params, fakes, real)
         return outputs, pull(d_fake, d_real, g_cotangents)
 
     outputs, (by_params, by_images) = update(params, fakes, real)
@@ -123,3 +123,47 @@ def test_no_piece_is_empty(monkeypatch):
     recorder = Recorder()
     passes.score_vjp(recorder, {}, jnp.zeros((2, 1, *SHAPE)), jnp.zeros((1, 1, *SHAPE)), "cpu")
     assert recorder.counts == [2, 1, 1, 1, 1]
+
+
+class Smooth:
+    """A discriminator of two stages with second derivatives everywhere."""
+
+    depth = 2
+
+    def apply(self, variables, x, stage):
+        kernels = variables["params"]
+        return jnp.tanh(x.reshape(len(x), -1) @ kernels[0]) if stage == 0 else jnp.sin(x @ kernels[1])
+
+
+@pytest.mark.parametrize("weights", [{"r1": 3.0, "r2": 0.5}, {"r2": 2.0}], ids=["both", "r2"])
+def test_penalties_and_gradients_of_one_pass_are_those_of_the_definition(weights, monkeypatch):
+    monkeypatch.setattr(passes, "_CACHED", 1)
+    shapes = (2, 7, *SHAPE), (1, 5, *SHAPE), (64, 6), (6, 1), (2, 7, 1), (1, 5, 1), (2, 7, 1)
+    fakes, real, *params, d_fake, d_real, g_cotangents = (
+        jax.random.normal(jax.random.key(i), shape) / 4 for i, shape in enumerate(shapes)
+    )
+
+    def judge(params, images):
+        flat = images.reshape(-1, *SHAPE)
+        return Smooth().apply({"params": params}, Smooth().apply({"params": params}, flat, 0), 1)
+
+    def penalties(params):
+        squares = {}
+        for name, images in (("r1", real), ("r2", fakes)):
+            squares[name] = jnp.sum(jax.grad(lambda images: judge(params, images).sum())(images) ** 2) / 2
+        values = {name: weight * squares[name] for name, weight in weights.items()}
+        return sum(values.values()), values
+
+    def losses(params):
+        return (judge(params, fakes) * d_fake.reshape(-1, 1)).sum() + (judge(params, real) * d_real[0]).sum()
+
+    @jax.jit
+    def update(params, fakes, real):
+        *_, pull, penalty = passes.score_vjp(Smooth(), params, fakes, real, "cpu", weights)
+        return pull(d_fake, d_real, g_cotangents), penalty
+
+    (by_params, by_images), penalty = update(params, fakes, real)
+    chex.assert_trees_all_close(penalty, jax.grad(penalties, has_aux=True)(params), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(by_params, jax.grad(losses)(params), rtol=1e-4, atol=1e-6)
+    slopes = jax.grad(lambda images: judge(params, images).sum())(fakes)
+    chex.assert_trees_all_close(by_images, slopes * g_cotangents[..., None, None], rtol=1e-4, atol=1e-6)
