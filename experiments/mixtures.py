@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
+_FEWEST = 64  # updates of a call: each draws the epoch's order anew, which costs as much as many updates of small networks
 _SAMPLES_STREAM, _DATA_STREAM = 10, 11  # other streams of random numbers than those of training (state.py)
 # Programs that run once: compiling them well takes longer than it saves.
 _ONCE: Any = {"xla_backend_optimization_level": 0}
@@ -149,7 +150,7 @@ class Trainer:
                     yield done, state
                 # The first call is of one update and waits for the compiler: it says nothing of the second.
                 took = (time.monotonic() - called) / count if done > 1 else 0.0
-                count = max(1, min(16 * count, int(_CALL_SECONDS / max(took, 1e-6))))
+                count = max(_FEWEST, min(16 * count, int(_CALL_SECONDS / max(took, 1e-6))))
 
     def sample(self, state: TrainState) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Samples of every seed and generator, [S, K, n, 2], and which generator the mixture takes each one from, [S, n]."""
