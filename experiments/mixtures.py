@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
-_FEWEST = 64  # updates of a call: each draws the epoch's order anew, which costs as much as many updates of small networks
+_FEWEST = (
+    64  # updates of a call: each draws the epoch's order anew, which costs as much as many updates of small networks
+)
 _SAMPLES_STREAM, _DATA_STREAM = 10, 11  # other streams of random numbers than those of training (state.py)
 # Programs that run once: compiling them well takes longer than it saves.
 _ONCE: Any = {"xla_backend_optimization_level": 0}

@@ -139,7 +139,7 @@ def table(title: str, task: Task, rows: dict[str, Points]) -> Table:
     return Table(title, header, lines)
 
 
-def picture(task: Task, rows: dict[str, Points], chosen: dict[str, Setting]) -> bytes:
+def picture(options: Options, task: Task, rows: dict[str, Points], chosen: dict[str, Setting]) -> bytes:
     """A PNG: each measure over the factor on the penalties, one line per row, with the intervals of the means."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -161,6 +161,8 @@ def picture(task: Task, rows: dict[str, Points], chosen: dict[str, Setting]) -> 
                 style = {"marker": "o", "markersize": 4, "capsize": 3, "color": PALETTE[index % len(PALETTE)]}
                 axes.errorbar(list(line), means, halves, label=row, **style)
             axes.set(xscale="log", xlabel="factor on the penalties", title=shown)
+            axes.set_xticks(options.penalties, [f"{value:g}" for value in options.penalties])
+            axes.minorticks_off()
         panels[0].legend(fontsize=8)
         image = io.BytesIO()
         figure.savefig(image, format="png", metadata={"Software": None})
@@ -184,7 +186,7 @@ def write(options: Options, task: Task, rows: dict[str, Points], record: dict[st
     write_atomically(options.out / "tuned.json", tables.to_json(choice))
     penalised = {row: own for row, own in chosen.items() if own.penalty is not None}
     if len(options.penalties) > 1 and penalised:
-        write_atomically(options.out / "penalties.png", picture(task, rows, penalised))
+        write_atomically(options.out / "penalties.png", picture(options, task, rows, penalised))
 
 
 def run(options: Options, typed: str, console: Console) -> None:
