@@ -20,6 +20,7 @@ and `up` equals `lax.conv_transpose(features, kernel, strides, "SAME", transpose
 
 from __future__ import annotations
 
+import os
 from functools import cache, partial
 from typing import Any
 
@@ -182,12 +183,14 @@ def compiler_options(platform: str | None = None, *, seldom: bool = False) -> di
 
     Args:
         platform: Of the program; the default one if None.
-        seldom: For a program that runs seldom: less is optimised, which saves a third of the time to compile it.
+        seldom: For a program that runs seldom: less is optimised, which saves a third of the time to compile it. Where XLA_FLAGS
+            say how much, that holds.
     """
+    given = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
     options: dict[str, Any] = {
         "xla_cpu_experimental_ynn_fusion_type": "",
         "xla_disable_hlo_passes": "cse_barrier_expander",
-        **({"xla_backend_optimization_level": 1} if seldom else {}),
+        **({"xla_backend_optimization_level": 1} if seldom and not given else {}),
     }
     wanted = options if (platform or jax.default_backend()) == "cpu" else {}
     return {name: value for name, value in wanted.items() if _accepted(name, value)}

@@ -92,6 +92,7 @@ def test_up_and_correlate_are_adjoints_of_down(shape):
         np.testing.assert_allclose(np.vdot(kernel, conv._correlate(images, features, stride, size)), inner, rtol=1e-12)
 
 
+@pytest.mark.uncovered
 def test_second_derivatives_equal_finite_differences():
     with jax.enable_x64(True):
         images, features, kernel = arrays(4, 2, 2, 3)
@@ -103,6 +104,7 @@ def test_second_derivatives_equal_finite_differences():
             check_grads(smooth, (first, kernel), order=2, modes=["rev"])
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("mapped", [(0, 0), (0, None), (None, 0)])
 def test_vmap_of_gradients_equals_a_loop(mapped):
     with jax.enable_x64(True):
@@ -201,6 +203,12 @@ def test_lowers_to_native_convolutions_elsewhere(platform):
     text = gradient.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 3
     assert "dot_general" not in text
+
+
+def test_what_xla_flags_say_of_optimisation_holds(monkeypatch):
+    for flags, expected in (("", 1), ("--xla_backend_optimization_level=0", None)):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        assert conv.compiler_options("cpu", seldom=True).get("xla_backend_optimization_level") == expected
 
 
 def test_refuses_what_it_cannot_compute():
