@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from jaxlib.version import __version_info__ as jaxlib_version
@@ -29,8 +31,10 @@ from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
+from psgjax.runs import run
 from psgjax.sources import SOURCES
 from psgjax.switches import METHODS
+from psgjax.training import loop, observer
 
 # Whoever started the tests may have signals ignored, as a shell does for what runs in the background: the tests hear them.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -46,6 +50,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 20, 20)  # the other half is tracing, a tenth of which went into looking for garbage
 
 pytest.register_assert_rewrite("sources")  # its assertions tell what differs, as those of tests do
+
+# Tests train the same runs again and again: each program is traced and compiled once a process.
+MAKERS = [
+    *((loop, name) for name in ("make_run", "make_init", "abstract", "seconds_per_operation")),
+    *((observer, name) for name in ("make_accuracy", "make_grid", "make_batch_sampler")),
+    (run, "make_batch_sampler"),
+]
+MADE = [functools.lru_cache(16)(getattr(module, name)) for module, name in MAKERS]
+for (module, name), made in zip(MAKERS, MADE, strict=True):
+    setattr(module, name, made)
 
 SHAPE = (8, 8, 1)
 SCHEDULES = Optimizer(  # all of them at once
@@ -70,18 +84,24 @@ def tiny(name: str = "psg", **changes) -> Config:
     return Config(method_name=name, method=method, **{**defaults, **changes})
 
 
-def pytest_collection_modifyitems(config, items):
-    """Have pytest-cov pause for tests with the mark `uncovered`; told to do nothing, it fails at its own mark, `no_cover`."""
-    for item in items:
-        if item.get_closest_marker("uncovered") and not config.getoption("no_cov", True):
-            item.add_marker("no_cover")
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Tests of the experiments and those with the mark `uncovered` go without coverage: tracing takes 1.7 times as long with it.
 
-
-@pytest.fixture(autouse=True)
-def _uncovered(request, monkeypatch):
-    """Nor is coverage measured in the processes that a test with that mark starts."""
-    if request.node.get_closest_marker("uncovered"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    Nor is it in what these set up and in the processes that they start.
+    """
+    controller = getattr(item.config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if controller is None or not (item.get_closest_marker("uncovered") or item.path.parent.name == "experiments"):
+        return (yield)
+    controller.pause()
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    # In a worker of xdist, what has measured since the process began would go on.
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        return (yield)
+    finally:
+        controller.resume()
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +120,9 @@ def _own_parts_alone(monkeypatch):
     ]
     before = [dict(table) for table in tables]
     yield
+    if tables != before:  # the same name may be another part's tomorrow
+        for made in MADE:
+            made.cache_clear()
     for table, entries in zip(tables, before, strict=True):
         table.clear()
         table.update(entries)

@@ -1,9 +1,5 @@
 """Runs of a moment: trained, stopped, and what they left."""
 
-import functools
-from contextlib import ExitStack
-from unittest import mock
-
 import jax
 from conftest import SHAPE
 from rich.console import Console
@@ -11,11 +7,7 @@ from rich.console import Console
 from psgjax.method import state as states
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.runs.metrics import read_lines
-from psgjax.training import loop, observer
-
-# The same program again is compiled once.
-MAKERS = (loop, "make_run"), (observer, "make_accuracy"), (observer, "make_grid")
-PROGRAMS = [mock.patch.object(module, name, functools.cache(getattr(module, name))) for module, name in MAKERS]
+from psgjax.training import loop
 
 
 class StopAfter(loop.Stop):
@@ -32,11 +24,7 @@ class StopAfter(loop.Stop):
 
 def train(config, data, folder, stop=None, seeds=()):
     """`loop.train` in silence."""
-    stop = stop or loop.Stop()
-    with ExitStack() as patches:
-        for program in PROGRAMS:
-            patches.enter_context(program)
-        return loop.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop)
+    return loop.train(config, data, folder, seeds=seeds, console=Console(quiet=True), stop=stop or loop.Stop())
 
 
 def final_state(config, folder):

@@ -16,6 +16,8 @@ from psgjax.__main__ import main
 from psgjax.commands import train
 from psgjax.networks import table
 
+pytestmark = pytest.mark.uncovered
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 PYTHON, SHELL = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "sh"))

@@ -96,6 +96,7 @@ def test_a_standard_output_that_fails_ends_nothing_and_is_said_once(monkeypatch,
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.uncovered
 def test_a_process_whose_standard_output_is_full_ends_with_one_line_and_status_1():
     work = "import sys; from psgjax.shell import run_command; sys.exit(run_command(lambda: print('x')))"
     with open("/dev/full", "wb") as full:
@@ -191,6 +192,7 @@ def program(*arguments, **environment):
     )
 
 
+@pytest.mark.uncovered
 def test_ctrl_c_while_importing_is_one_line(tmp_path):
     (tmp_path / "tyro.py").write_text("import time; print('importing', flush=True); time.sleep(60)", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}

@@ -13,8 +13,6 @@ from experiments import bench
 from experiments.peers import Case, Failed, TooSlow, Worker, convolutions, ours, race
 from psgjax.config import ConfigError
 
-pytestmark = pytest.mark.uncovered
-
 
 def test_operations_of_a_layer_are_those_worked_out_by_hand():
     generator, discriminator = ours.layers(Case("psg", width=4))

@@ -13,8 +13,6 @@ from experiments.peers import Case, ours, plain
 from psgjax.method import state as states
 from psgjax.method import step
 
-pytestmark = pytest.mark.uncovered
-
 METHODS = ("psg", "sngan", "gan", "psg-r1r2", "gan-r1r2", "choice")
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiled in half the time
 

@@ -56,7 +56,6 @@ def test_a_cell_is_done_once_and_made_again_with_the_same_figures(capsys):
     assert "unknown row 'gann'" in capsys.readouterr().err
 
 
-@pytest.mark.uncovered
 def test_images_have_a_cell_and_a_run_for_each_seed(images, monkeypatch):
     counts = {"train_images": 64, "held_out_images": 16}
     info = {

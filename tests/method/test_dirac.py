@@ -15,6 +15,8 @@ from psgjax.method import objectives, regularisers
 from psgjax.method.sharding import Shards
 from psgjax.switches import METHODS
 
+pytestmark = pytest.mark.uncovered
+
 
 def eigenvalues(method):
     """Of the gradient flow of both sides at psi = theta = 0, [K + 1]."""

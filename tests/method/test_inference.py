@@ -16,6 +16,7 @@ from psgjax.method import step as stepping
 from psgjax.networks import layers
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize(("name", "count"), [("psg", 30), ("sngan", 30), ("mad-gan", 7)])
 def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     config, images = tiny(name), np.random.default_rng(1).integers(0, 256, (count, *SHAPE), dtype=np.uint8)

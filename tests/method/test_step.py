@@ -18,6 +18,8 @@ from psgjax.method import state as states
 from psgjax.method import step as stepping
 from psgjax.switches import METHODS
 
+pytestmark = pytest.mark.uncovered
+
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_one_step_changes_both_sides_and_stays_finite(name, images):

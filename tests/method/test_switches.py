@@ -9,6 +9,8 @@ from updates import close, first_moments, one_step
 
 from psgjax.config import Method, Network
 
+pytestmark = pytest.mark.uncovered
+
 # Every switch: where it is tried, and whether D's and the generators' gradients of one step change with it.
 SWITCHES = [
     ("scores", "independent", "psg", {}, True, True),
@@ -34,7 +36,6 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize(("switch", "value", "name", "base", "d_changes", "g_changes"), SWITCHES)
 def test_every_switch_changes_what_it_says_and_no_more(switch, value, name, base, d_changes, g_changes, images):
     network = Network(

@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from conftest import tiny
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from small_runs import StopAfter, train
 
 from psgjax.commands import sample as sampling
 from psgjax.config import ConfigError
+
+pytestmark = pytest.mark.uncovered
 
 CHARACTERS = st.sampled_from(" -~:=#%&+,;@!'\"\\\n\t{}()<>|$`^.한é🙂ab0[]*?") | st.characters(exclude_characters="\0/")
 NAMES = st.text(CHARACTERS, min_size=1, max_size=12).filter(lambda name: bool(name.strip(".")))

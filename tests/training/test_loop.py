@@ -53,6 +53,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(name, changes, data, tmp_p
     assert environment["versions"]["jax"]
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("name", ["psg", "sngan"])
 def test_seeds_in_one_program_equal_the_runs_of_each_bit_for_bit(name, data, tmp_path):
     config = tiny(name, steps=20)
@@ -72,6 +73,7 @@ def test_seeds_in_one_program_equal_the_runs_of_each_bit_for_bit(name, data, tmp
     assert train(config, data, tmp_path / "together", seeds=(5, 3)) == loop.Outcome(20, finished=True)
 
 
+@pytest.mark.uncovered
 def test_seeds_in_one_batch_equal_the_runs_of_each_up_to_rounding(data, tmp_path, monkeypatch):
     config = tiny("psg", steps=4, batch_size=8)  # one epoch
     train(config, data, tmp_path / "in-turn", seeds=(0, 1))
@@ -89,6 +91,7 @@ def saved(folder):
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.uncovered
 def test_seeds_cut_between_two_saves_go_on_from_the_last_common_one(data, tmp_path):
     config, cut, seeds = tiny("gan", steps=20), tmp_path / "cut", (0, 1)
     train(config, data, tmp_path / "whole", seeds=seeds)
@@ -227,6 +230,7 @@ def test_a_second_signal_does_not_wait(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_at_once(number):
     wait = "import time; from psgjax.shell import Stop\n"

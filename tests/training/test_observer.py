@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from experiments import mnist
 from psgjax.commands import evaluate as command
 from psgjax.runs.metrics import read_lines
@@ -17,9 +19,10 @@ def without(line, *keys):
     return {key: value for key, value in line.items() if key not in keys}
 
 
+@pytest.mark.uncovered
 def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "32", "--data.train-images", "64"]
+    small = ["--network.name", "mlp", "--network.width", "8", "--batch-size", "32", "--data.train-images", "64"]
     evaluation = ["--evaluation-epochs", "2", "--evaluation-samples", "60"]
     arguments = ["--methods", "psg", "--epochs", "5", "--data.source", "packaged", *small, *evaluation]
     assert mnist.main(arguments) == 0

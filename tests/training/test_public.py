@@ -4,18 +4,16 @@ import doctest
 import functools
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from conftest import SHAPE, first_state, same, tiny
-from small_runs import PROGRAMS
 
 import psgjax
 from psgjax.config import ConfigError, Network
 from psgjax.evaluation import fitting
 
-SMALL = {"batch_size": 4, "network": Network(width=2, latent_size=4)}
+SMALL = {"batch_size": 4, "network": Network("mlp", width=2, latent_size=4)}
 
 ALONE = """
 import sys, time
@@ -61,6 +59,7 @@ def test_every_public_name_is_there_and_no_other():
 EXAMPLES = [*(name for name in psgjax.__all__ if callable(getattr(psgjax, name))), "Run.sample", "Run.score"]
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -74,15 +73,6 @@ def test_every_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch)
     assert not tried.failures
 
 
-@pytest.fixture
-def compiled_once():
-    with ExitStack() as patches:
-        for program in PROGRAMS:
-            patches.enter_context(program)
-        yield
-
-
-@pytest.mark.usefixtures("compiled_once")
 def test_a_run_is_kept_goes_on_and_is_the_same_as_in_memory(images, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     lines = []
@@ -112,7 +102,6 @@ def spreads(images):
     return np.asarray(images, np.float32).std((1, 2))
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_features_of_ones_own_measure_a_run_while_it_trains_and_afterwards(images, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_kept_or_trained", None)  # nothing else is trained for it
     data = psgjax.Dataset.from_arrays(images, held_out=0.5)
