@@ -24,6 +24,18 @@ def one_step(config, images, state=None):
     return compiled_step(config)(first_state(config) if state is None else state, batch_of(config, images))
 
 
+@jax.jit
+def stacked(*members):
+    """Trees of the same structure as one, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def member(tree, index):
+    """The reverse of `stacked`."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def first_moments(state):
     """Adam's first moments: after one step, (1 - beta1) times the gradients."""
     return [opt_state[0].mu for opt_state in (state.discriminator.opt_state, state.generators.opt_state)]

@@ -10,9 +10,7 @@ from experiments import footprint
 from psgjax.config import ConfigError
 from psgjax.training import loop
 
-pytestmark = pytest.mark.uncovered
-
-TINY = ("--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
+TINY = ("--network.name", "mlp", "--network.width", "4", "--batch-size", "16", "--data.train-images", "64")
 
 
 def test_a_run_is_watched_until_its_last_line(tmp_path):
@@ -156,7 +154,7 @@ def test_memory_is_noted_when_the_program_is_there_and_no_update_has_been_made(t
 
 
 def test_activations_are_those_of_one_update():
-    few, more = (footprint.activations((*TINY[:3], size, *TINY[4:], "--steps", "8")) for size in ("16", "32"))
+    few, more = (footprint.activations((*TINY, "--batch-size", size, "--steps", "8")) for size in ("16", "32"))
     assert 1e4 < few < more < 50e6
 
 

@@ -61,7 +61,8 @@ def test_a_seed_of_many_is_the_run_of_that_seed_alone():
     assert seen == [30, 60, 80]
     one = dataclasses.replace(many, seed=6)
     run, per_epoch = epochs.make_run(one, 1000, mixtures.SHAPE), one.steps_per_epoch(1000)
-    state, _ = run(states.init(one, mixtures.SHAPE), points, jnp.int32(per_epoch))
+    begin = jax.jit(lambda: states.init(one, mixtures.SHAPE))()
+    state, _ = run(begin, points, jnp.int32(per_epoch))
     state, _ = run(state, points, jnp.int32(one.steps - per_epoch))
     np.testing.assert_array_equal(jax.random.key_data(trained.key)[1], jax.random.key_data(state.key))
     leaves = [jax.tree.leaves(tree.generators.params) for tree in (trained, state)]

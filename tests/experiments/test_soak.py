@@ -9,8 +9,6 @@ from experiments import mnist, soak
 from psgjax.files import write_atomically
 from psgjax.runs.metrics import read_lines
 
-pytestmark = pytest.mark.uncovered
-
 WRONG = ("lines_lost", "lines_doubled", "lines_differing", "numbers_differing")
 
 
@@ -21,6 +19,8 @@ def test_it_sees_what_is_lost_doubled_or_different(tmp_path):
         "--epochs",
         "5",
         *soak._SETTINGS,
+        "--network.name",
+        "mlp",
         "--data.train-images",
         "64",
         "--evaluation-epochs",

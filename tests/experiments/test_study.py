@@ -6,7 +6,7 @@ from experiments import study
 
 
 def test_the_study_makes_its_tables_and_goes_on(tmp_path, monkeypatch, capsys):
-    quick = ("--network.width", "4", "--batch-size", "500", "--evaluation-epochs", "0")
+    quick = ("--network.name", "mlp", "--network.width", "4", "--batch-size", "500", "--evaluation-epochs", "0")
     monkeypatch.setattr(study, "RUNS", {name: (*own, *quick) for name, own in study.RUNS.items()})
     arguments = ["--epochs", "1", "--seeds", "0", "1", "--out", str(tmp_path / "study")]
     assert study.main(arguments) == 0

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SCHEDULES, SHAPE, first_state, leaves, same, tiny
+from updates import stacked
 
 from experiments import tpu
 from psgjax.config import Data, Mesh, Network
@@ -27,11 +28,6 @@ from psgjax.switches import METHODS
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 IMAGES = np.random.default_rng(0).integers(0, 256, (83, *SHAPE), dtype=np.uint8)  # 83: no mesh divides it
 IMAGE, POINTS = Network("dcgan", 4, 6), Network("mlp", 8, 6)
-
-
-@jax.jit
-def stacked(*members):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def seeds(config, count):
@@ -125,7 +121,7 @@ def check(config, *sizes):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], got) if sizes[0] > 1 else got
         alone = on_one_device(config)(states.copied(state), jnp.asarray(IMAGES), jnp.int32(2))
         assert_close(config, mine, jax.device_get(alone))
-    if sizes[0] == 2:
+    if sizes[0] == 2 and config.network.name == "dcgan":
         for platform in ("tpu", "cuda"):
             assert spread.traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -140,8 +136,8 @@ def test_psg_is_the_same_on_every_mesh(sizes):
     check(tiny("psg", network=network_for(sizes), generators=max(2, sizes[1]), batch_size=8), *sizes)
 
 
-@pytest.mark.parametrize("sizes", [sizes for sizes in MESHES if sizes[1] == 1], ids=str)
-def test_sngan_is_the_same_on_every_mesh(sizes):
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (4, 1, 2)], ids=str)
+def test_sngan_is_the_same_on_a_mesh(sizes):
     check(tiny("sngan", network=network_for(sizes), batch_size=8, data=Data(flip=True)), *sizes)
 
 

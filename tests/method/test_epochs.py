@@ -1,6 +1,7 @@
 """Many updates in one program: the same bits however a run is cut, statistics by epoch, golden values."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SHAPE, first_state, same, tiny
-from updates import batch_of, close, first_moments, one_step
+from updates import batch_of, close, first_moments, member, one_step, stacked
 
 from psgjax.config import Network
 from psgjax.method import epochs
@@ -16,9 +17,16 @@ from psgjax.method import state as states
 from psgjax.method import step as stepping
 from psgjax.switches import METHODS
 
+pytestmark = pytest.mark.uncovered
+
+
+@functools.cache
+def compiled(config, count):
+    return epochs.make_run(config, count, SHAPE)
+
 
 def run_of(config, images):
-    program = epochs.make_run(config, len(images), SHAPE)
+    program = compiled(config, len(images))
     return program, lambda state, count: program(jax.tree.map(jnp.copy, state), jnp.asarray(images), jnp.int32(count))
 
 
@@ -29,10 +37,9 @@ def test_a_run_equals_the_loop_of_steps_and_epochs_visit_every_image_once(images
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, states.Stream.EPOCHS), 0)
     order = np.asarray(jax.random.permutation(order_key, len(images)))
     assert sorted(order) == list(range(32))
-    step = jax.jit(stepping.make_step(config, SHAPE))
     totals = None
     for i in range(3):
-        state, metrics = step(state, jnp.asarray(images[order[4 * i : 4 * i + 4]])[None])
+        state, metrics = one_step(config, images[order[4 * i : 4 * i + 4]], state)
         totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
     got, sums = run(first_state(config), 3)
     chex.assert_trees_all_close(got.generators, state.generators, rtol=1e-4, atol=1e-6)
@@ -64,17 +71,15 @@ def test_metrics_start_anew_with_every_epoch(images):
     assert 0.99 < float(sums["branches"].sum()) < 1.01
 
 
-@pytest.mark.uncovered
 def test_replicas_by_vmap_equal_single_runs(images):
     config = tiny("psg-sn")
     states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     step = stepping.make_step(config, SHAPE)
     batch = batch_of(config, images)
-    together, _ = jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked, batch)
+    together, _ = jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked(*states), batch)
     for i, state in enumerate(states):
-        alone, _ = jax.jit(step)(state, batch)
-        mine = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        alone, _ = one_step(config, images, state)
+        mine = member(together, i)
         assert all(close(a, b) for a, b in zip(first_moments(mine), first_moments(alone), strict=True))
         chex.assert_trees_all_close(mine.generators.batch_stats, alone.generators.batch_stats, rtol=1e-5, atol=1e-6)
 
@@ -89,13 +94,12 @@ def test_the_dataset_is_an_argument_and_the_state_is_donated(images):
     assert "tensor<32x8x8x1xui8>" in text.split("{", 2)[1] or "tensor<32x8x8x1xui8>" in text.split("->", 1)[0]
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
 def test_training_statistics_agree_in_every_precision(precision, images):
     sums = {}
     for name in ("float32", precision):
         config = tiny("psg-sn", batch_size=16, precision=name, network=Network(width=16, latent_size=8))
-        _, run = run_of(config, images)
+        program, run = run_of(config, images)
         state = first_state(config)
         totals = np.zeros(3)
         for _ in range(8):
@@ -106,7 +110,7 @@ def test_training_statistics_agree_in_every_precision(precision, images):
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
         sums[name] = totals
     np.testing.assert_allclose(sums[precision], sums["float32"], rtol=0.03)
-    text = epochs.make_run(config, 32, SHAPE).lower(first_state(config), jnp.asarray(images), jnp.int32(1)).as_text()
+    text = program.lower(first_state(config), jnp.asarray(images), jnp.int32(1)).as_text()
     assert ("bf16" in text) == (precision == "bfloat16")
 
 
@@ -132,7 +136,6 @@ GOLDEN = {
 }
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("name", list(METHODS))
 def test_golden_metrics(name, images):
     state = first_state(tiny(name))

@@ -1,19 +1,22 @@
 """Packing: tuples of images of one kind, side by side on channels; wherever D is applied, and nowhere else."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SHAPE, first_state, tiny
+from updates import one_step
 
 from psgjax.config import ConfigError, Mesh, Network
 from psgjax.method import inference, sharding
 from psgjax.method import state as states
-from psgjax.method import step as stepping
 from psgjax.method.packing import packed, unpacked
 from psgjax.runs import divergence
+
+pytestmark = pytest.mark.uncovered
 
 
 def test_images_in_a_row_stand_side_by_side_and_come_apart_again():
@@ -29,18 +32,18 @@ def test_images_in_a_row_stand_side_by_side_and_come_apart_again():
 def test_d_sees_tuples_and_everything_counts_them(network, images):
     config = tiny("choice", pack=2, network=network)
     state = first_state(config)
-    after, metrics = jax.jit(stepping.make_step(config, SHAPE))(state, jnp.asarray(images[:4])[None])
+    after, metrics = one_step(config, images, state)
     assert float(metrics["accuracy"]) in (0, 0.5, 1)  # of two tuples
     first, inputs = ("Dense_0", 8 * 8 * 2) if network.name == "mlp" else ("Down_0", 2)
     assert state.discriminator.params[first]["kernel"].shape[-2] == inputs
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    plain = states.init(dataclasses.replace(config, method=dataclasses.replace(config.method, pack=1)), SHAPE)
+    plain = states.abstract(dataclasses.replace(config, method=dataclasses.replace(config.method, pack=1)), SHAPE)
     assert jax.tree.map(jnp.shape, plain.generators) == jax.tree.map(jnp.shape, state.generators)
     judged = inference.make_accuracy(config, SHAPE)
     assert {name: float(value) for name, value in judged(state, images[:7]).items() if "accuracy" in name} == {
         name: float(value) for name, value in judged(state, images[:6]).items() if "accuracy" in name
     }
-    scores = divergence._scores(config, state, jnp.asarray(images[:4])[None])
+    scores = jax.eval_shape(partial(divergence._scores, config), state, jnp.asarray(images[:4])[None])
     assert scores.shape == (3, 2)
 
 

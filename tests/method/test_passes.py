@@ -21,21 +21,30 @@ def whole(discriminator, params, images):
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one output", "three outputs"])
 def case(request):
-    """A discriminator, its parameters, 2 x 7 generated and 5 real images, and derivatives of two losses by their outputs."""
+    """A discriminator, parameters, 2 x 7 generated and 5 real images, two losses' gradients by the outputs; what is expected."""
     _, discriminator = networks.build(Network(width=4), SHAPE, request.param)
     keys = jax.random.split(jax.random.key(0), 6)
-    params = discriminator.init(keys[0], jnp.zeros((1, *SHAPE)))["params"]
+    params = jax.jit(discriminator.init)(keys[0], jnp.zeros((1, *SHAPE)))["params"]
     images = [jax.random.normal(key, (k, n, *SHAPE)) for key, (k, n) in zip(keys[1:3], ((2, 7), (1, 5)), strict=True)]
     slopes = [
         jax.random.normal(key, (*x.shape[:2], request.param))
         for key, x in zip(keys[3:], (*images, images[0]), strict=True)
     ]
-    return discriminator, params, images, slopes
+
+    @jax.jit
+    def differentiated(params, fakes, real):
+        outputs, pull = jax.vjp(
+            lambda params: [whole(discriminator, params, images) for images in (fakes, real)], params
+        )
+        _, pull_images = jax.vjp(partial(whole, discriminator, params), fakes)
+        return outputs, pull(slopes[:2])[0], pull_images(slopes[2])[0]
+
+    return discriminator, params, images, slopes, differentiated(params, *images)
 
 
 @pytest.mark.parametrize("cached", [2**30, 4000, 1], ids=["whole", "two pieces and one", "four pieces"])
 def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
-    discriminator, params, (fakes, real), (d_fake, d_real, g_cotangents) = case
+    discriminator, params, (fakes, real), (d_fake, d_real, g_cotangents), expected = case
     monkeypatch.setattr(passes, "_CACHED", cached)
 
     @jax.jit
@@ -44,11 +53,9 @@ def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
         return outputs, pull(d_fake, d_real, g_cotangents)
 
     outputs, (by_params, by_images) = update(params, fakes, real)
-    expected, pull = jax.vjp(lambda params: [whole(discriminator, params, images) for images in (fakes, real)], params)
-    _, pull_images = jax.vjp(partial(whole, discriminator, params), fakes)
-    chex.assert_trees_all_close(outputs, expected, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_close(by_params, pull([d_fake, d_real])[0], rtol=1e-4, atol=1e-6)
-    chex.assert_trees_all_close(by_images, pull_images(g_cotangents)[0], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(outputs, expected[0], rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(by_params, expected[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(by_images, expected[2], rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def generators():
     generator, _ = networks.build(Network(width=4, latent_size=5), SHAPE, 1)
     keys = jax.random.split(jax.random.key(1), 5)
     latents = jax.random.normal(keys[0], (3, 6, 5))
-    variables = jax.vmap(generator.init)(keys[1:4], latents)
+    variables = jax.jit(jax.vmap(generator.init))(keys[1:4], latents)
     slopes = jax.random.normal(keys[4], (3, 6, *SHAPE))
     return generator, variables["params"], variables["batch_stats"], latents, slopes
 

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import SCHEDULES, SHAPE, first_state, tiny
+from updates import compiled_step
 
 from psgjax.config import Network, Optimizer
 from psgjax.method import reference
-from psgjax.method import step as stepping
 from psgjax.switches import METHODS
+
+pytestmark = pytest.mark.uncovered
 
 PENALTIES = (("r1", 1.0), ("r2", 0.5))
 CASES = {
     **{name: {} for name in METHODS},
-    "psg with R1 and R2": {"regularisers": PENALTIES},
     "sngan with R1 and R2, alternating": {"regularisers": PENALTIES, "update_order": "alternating"},
     "choice, packed": {"pack": 2},
     "wgan-gp, packed": {"pack": 2},
@@ -29,7 +30,6 @@ CASES = {
 }
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("name", CASES)
 def test_three_updates_are_those_of_the_plain_reading(name, images):
     optimizer = Optimizer(average_decay=0.9, schedule="linear") if name == "stackelberg" else Optimizer()
@@ -37,7 +37,7 @@ def test_three_updates_are_those_of_the_plain_reading(name, images):
     config = tiny(name.split()[0].strip(","), **changes)
     count = config.method.discriminator_steps
     batch = jnp.asarray(images[: 4 * count]).reshape(count, 4, *SHAPE)
-    plain, fast = jax.jit(reference.Plain(config, SHAPE).step), jax.jit(stepping.make_step(config, SHAPE))
+    plain, fast = jax.jit(reference.Plain(config, SHAPE).step), compiled_step(config)
     one = other = first_state(config)
     for _ in range(3):
         (one, losses), (other, metrics) = plain(one, batch), fast(other, batch)

@@ -76,18 +76,17 @@ def torchs_gradient(config, state, images, loss_too=True):
     return found, {name: float(value.detach()) for name, value in values.items()}
 
 
-CASES = [
-    *(
-        (k, gate, order, POINTS)
-        for k in (1, 3)
-        for gate in ("triplet", "none")
-        for order in ("simultaneous", "alternating")
-    ),
+CASES = [  # any two of number, gate and order in every combination
+    (1, "triplet", "simultaneous", POINTS),
+    (1, "none", "alternating", POINTS),
+    (3, "triplet", "alternating", POINTS),
+    (3, "none", "simultaneous", POINTS),
     (1, "none", "simultaneous", IMAGE),
     (3, "triplet", "alternating", IMAGE),
 ]
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize(("k", "gate", "order", "network"), CASES)
 def test_gradients_are_pytorchs(k, gate, order, network, images):
     scores = "softmax" if gate == "triplet" else "independent"
@@ -127,7 +126,8 @@ def test_under_spectral_normalisation_the_gradient_is_the_normalised_ds(images):
     update = stepping.Update(config, *states.build(config, SHAPE), stepping.Shards(), None)
     params, _, _ = stepping.normalised(update, state.discriminator)
     real = stepping.scale(jnp.asarray(images[:4]))
-    grads = [jax.grad(lambda x: stepping.score(update, params, x[None])[0, 0])(x) for x in real]
+    gradient = jax.jit(jax.grad(lambda x: stepping.score(update, params, x[None])[0, 0]))
+    grads = [gradient(x) for x in real]
     np.testing.assert_allclose(metrics["regularisers"]["r1"], sum(float((g**2).sum()) for g in grads) / 4, rtol=1e-5)
 
 

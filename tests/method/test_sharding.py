@@ -17,7 +17,8 @@ from psgjax.config import ConfigError, Mesh
 from psgjax.method import sharding
 
 
-@pytest.mark.parametrize("part", ["psg_is", pytest.param("not psg_is", marks=pytest.mark.uncovered)])
+@pytest.mark.uncovered
+@pytest.mark.parametrize("part", ["psg_is", "not psg_is"])
 def test_eight_devices(part):
     options = ["-n", "0", "--no-cov", "-k", part]  # the process is measured, not the tests in it
     root = Path(__file__).parents[
@@ -100,6 +101,8 @@ def test_a_mesh_that_is_proposed_fits_every_method():
 
 def test_three_devices_train_both_methods_and_the_idle_ones_are_named(tmp_path):
     small = [
+        "--network.name",
+        "mlp",
         "--network.width",
         "2",
         "--network.latent-size",

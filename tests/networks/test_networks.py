@@ -66,6 +66,7 @@ def test_every_network_keeps_the_contract(name):
     assert len(spectral.init(variables["params"], jax.random.key(4))) == len(matrices) > 0
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_trains_on_28x28(name):
     config = tiny("psg-sn", network=Network(name, width=4, latent_size=5))
@@ -181,7 +182,7 @@ def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
     expected = jax.image.resize(wide, halved, "bilinear", antialias=True)[:, 1:-1, 1:-1]
     np.testing.assert_allclose(layers.downsample(large), expected, atol=1e-6)
     for function, x in ((layers.upsample, small), (layers.downsample, large)):
-        check_grads(function, (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
+        check_grads(jax.jit(function), (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
 
 
 def test_a_residual_network_begins_with_its_shortcuts_alone():
@@ -251,7 +252,7 @@ def test_a_users_network_is_known_by_its_name(register, images):
     register("made", lambda network, shape, outputs, dtype, axis_name: (Pixels(shape), Judge(outputs)))
     for name, method in (("mine", "mad-gan"), ("made", "psg-sn")):
         config = schema.from_json(Config, schema.to_json(tiny(method, network=Network(name, latent_size=6))))
-        state = states.init(config, (8, 8, 1))
+        state = states.make_init(config, (8, 8, 1))(jax.random.key(0))
         after, metrics = jax.jit(stepping.make_step(config, (8, 8, 1)))(state, images[None, :4])
         assert np.isfinite(metrics["loss"]["discriminator"])
         assert not np.array_equal(*(jax.tree.leaves(s.discriminator.params)[-1] for s in (state, after)))

@@ -20,7 +20,7 @@ from psgjax.runs import folder as runfolder
 from psgjax.schema import from_json, to_json
 
 SMALL = ["--methods", "gan", "--steps", "2", "--network.width", "2", "--network.latent-size", "3", "--batch-size", "8"]
-SMALL += ["--evaluation-epochs", "0"]
+SMALL += ["--network.name", "mlp", "--evaluation-epochs", "0"]
 
 
 @pytest.fixture(autouse=True)

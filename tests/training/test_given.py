@@ -17,7 +17,7 @@ from psgjax.networks.table import NETWORKS
 from psgjax.runs import divergence
 
 OPEN = psgjax.Method(generators=1, scores="independent", gate="none")
-SMALLEST = psgjax.Network(width=2, latent_size=4)
+SMALLEST = psgjax.Network("mlp", width=2, latent_size=4)
 SMALL = {"batch_size": 4, "steps": 2}
 
 
