@@ -103,29 +103,26 @@ class RunFolder:
             scored = {line["step"]: distance_of(line["evaluation"]) for line in lines if "evaluation" in line}
             self._least = min((scored[kept] for kept in self._best.steps() if kept in scored), default=np.inf)
 
-    def check_features(self, name: str, sha256: str, own: bool, tell: Callable[[str], None]) -> None:
+    def check_features(self, name: str, sha256: str | None = None, tell: Callable[[str], None] | None = None) -> None:
         """Refuse to score by other features than so far, whose distances mean something else.
 
         Args:
             name: What samples will be compared by.
-            sha256: Of it.
-            own: It is the user's; what psgjax trained elsewhere may differ, and then `tell` hears a sentence.
-            tell: Hears it.
+            sha256: Of it, where it is known.
+            tell: Hears a sentence where that alone differs, as of what psgjax trained elsewhere; if not given, it is refused, too.
 
         Raises:
             ConfigError: If they are others.
         """
         lines = [line["evaluation"] for line in read_lines(self.path / "metrics.jsonl") if "evaluation" in line]
         scores: Line = next((each for each in reversed(lines) if "features_sha256" in each), {})
-        before, now = (scores.get("features", name), scores.get("features_sha256", sha256)), (name, sha256)
-        said = [f"{each[0]} (SHA-256 {each[1][:12]})" for each in (before, now)]
-        if before[0] != name or (own and before != now):
-            raise ConfigError(
-                f"{self.path} was scored by the features {said[0]} so far, and now it would be by {said[1]}; give the same again, "
-                "or choose another --out."
-            )
-        if before != now:
-            tell(f"{self.path} was scored by the features {said[0]} so far, and now it is by {said[1]}")
+        if not scores or (name, sha256 or scores["features_sha256"]) == (scores["features"], scores["features_sha256"]):
+            return
+        now = name + (f" (SHA-256 {sha256[:12]})" if sha256 else "")
+        said = f"{self.path} was scored by the features {scores['features']} (SHA-256 {scores['features_sha256'][:12]}) so far"
+        if name != scores["features"] or tell is None:
+            raise ConfigError(f"{said}, and now it would be by {now}; give the same again, or choose another --out.")
+        tell(f"{said}, and now it is by {now}")
 
     def save(self, state: TrainState, seconds: float) -> None:
         """Save the state in the background, with the seconds trained so far, the settings and the versions."""

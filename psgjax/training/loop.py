@@ -165,7 +165,7 @@ class _Loop:
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
-        self.observer = Observer(config, data, per_epoch, self.worker, given)
+        self.observer = Observer(config, data, per_epoch, self.worker, tell(console), given)
         state = abstract(config, image_shape, mesh, count if self.stacked else None)
         updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))
@@ -186,7 +186,7 @@ class _Loop:
             for run in self.runs:
                 run.begin(step)
             if self.runs:
-                self.observer.prepare(self.runs, self.console)
+                self.observer.check_features(self.runs)
             saved_at, calls, count = time.monotonic(), 0, 1
             with self.stop.listening():
                 self.observer.begin(self._each(states), step)

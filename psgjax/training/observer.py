@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from psgjax.config import Config
 from psgjax.data.dataset import Dataset
@@ -22,7 +21,6 @@ from psgjax.evaluation.score import Reference, Scores, beside_nearest, described
 from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
 from psgjax.runs.folder import RunFolder
-from psgjax.shell import tell
 
 Tree = Any
 
@@ -51,9 +49,16 @@ class Observer:
     """What is seen of runs of one configuration on one data set; images are scored by `worker`, beside the device's next call."""
 
     def __init__(
-        self, config: Config, data: Dataset, per_epoch: int, worker: ThreadPoolExecutor, given: Features | None = None
+        self,
+        config: Config,
+        data: Dataset,
+        per_epoch: int,
+        worker: ThreadPoolExecutor,
+        tell: Callable[[str], None],
+        given: Features | None = None,
     ) -> None:
-        self.config, self.data, self.per_epoch, self.worker, self.given = config, data, per_epoch, worker, given
+        self.config, self.data, self.per_epoch = config, data, per_epoch
+        self.worker, self.tell, self.given = worker, tell, given
         image_shape = data.images.shape[1:]
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         self.judge = make_accuracy(config, image_shape)
@@ -61,21 +66,27 @@ class Observer:
         self.sampler = make_batch_sampler(config, image_shape)
         self.real: Future[Reference] | None = None
 
-    def prepare(self, runs: list[RunFolder], console: Console) -> None:
-        """Have the real images' features computed, if generated ones will be scored; the classifier may say that it is trained.
+    def check_features(self, runs: list[RunFolder]) -> None:
+        """Refuse to go on with runs whose samples were scored by other features.
 
         Raises:
-            ConfigError: If a run was scored by other features before.
+            ConfigError: If one was.
         """
-        if self.config.evaluation_epochs:
-            classifier, features, why = of_data(self.data, tell(console), self.given)
-            if features is None:
-                tell(console)(f"the quality of samples is not measured: {why}")
-            else:
-                for run in runs:
-                    run.check_features(features.name, features.sha256, self.given is not None, tell(console))
-            images = (self.data.held_out_images, self.data.images)
-            self.real = self.worker.submit(reference, *images, classifier, described(self.data), features, why)
+        unlabelled = self.data.labels is None or self.data.held_out_labels is None
+        name, sha256 = "rotations" if unlabelled else "classifier", None
+        if self.given is not None:
+            name, sha256 = self.given.name, self.given.sha256
+        for run in runs if self.config.evaluation_epochs else ():
+            run.check_features(name, sha256)
+
+    def _reference(self, run: RunFolder) -> Reference:
+        """The real images with their features, for which a network may be trained on first use, and say so."""
+        classifier, features, why = of_data(self.data, self.tell, self.given)
+        if features is None:
+            self.tell(f"the quality of samples is not measured: {why}")
+        else:
+            run.check_features(features.name, features.sha256, self.tell)
+        return reference(self.data.held_out_images, self.data.images, classifier, described(self.data), features, why)
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:
         """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""
@@ -115,7 +126,7 @@ class Observer:
 
     def _evaluate(self, run: RunFolder, state: TrainState, last: bool) -> Callable[[], Scores]:
         """Ask the device for samples and score them beside its next call; the function returned waits, and keeps the best state."""
-        assert self.real is not None
+        self.real = self.real or self.worker.submit(self._reference, run)  # not sooner: pictures come first
         count = self.config.evaluation_samples // self.config.method.generators
         batches = self.sampler(state, jax.random.key(0), count)
         kept = copied(state)

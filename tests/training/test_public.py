@@ -108,16 +108,16 @@ def test_features_of_ones_own_measure_a_run_while_it_trains_and_afterwards(image
     given = {"epochs": 5, "evaluation_epochs": 1, "evaluation_samples": 24, "out": tmp_path / "psg", **SMALL}
     run = psgjax.train("psg", data, features=means, on_epoch=lambda line: False, **given)
     assert run.step < run.config.steps
-    logged, scores = run.metrics[-1]["evaluation"], run.score(data)
+    logged = run.metrics[-1]["evaluation"]
     assert (logged["features"], len(logged["features_sha256"])) == ("means", 64)
-    assert scores == logged
-    assert run.score(data, features=spreads)["features"] == "spreads"
     for other in (spreads, functools.update_wrapper(lambda images: 2 * means(images), means)):
         refusal = rf"was scored by the features means \(SHA.* now it would be by {other.__name__} \(SHA"
         with pytest.raises(ConfigError, match=refusal):
             psgjax.train("psg", data, features=other, **given)
     whole = psgjax.train("psg", data, features=means, **given)
     assert {line["evaluation"]["features_sha256"] for line in whole.metrics} == {logged["features_sha256"]}
+    assert whole.score(data) == whole.metrics[-1]["evaluation"]
+    assert whole.score(data, features=spreads)["features"] == "spreads"
     with pytest.raises(ConfigError, match=r"features lambda of 16 images are \[16, 8, 8, 1\]; they must be \[n, F\]"):
         psgjax.train("gan", data, features=lambda images: images, steps=1, out=tmp_path / "gan")
     assert not (tmp_path / "gan").exists()
