@@ -31,7 +31,6 @@ from experiments.recipe import estimate
 from experiments.recipe_rows import ROWS, configuration
 from experiments.recipe_tasks import plane, settings
 from experiments.tables import Table
-from psgjax import schema
 from psgjax.config import Config, ConfigError
 from psgjax.files import write_atomically
 from psgjax.shell import tell
@@ -127,7 +126,7 @@ def run(options: Options, typed: str, console: Console) -> None:
         ConfigError: Before anything is written, for all that is wrong with the options, the folder or its cells.
     """
     check_counts(steps=options.steps, every=options.every)
-    out = schema.local_path("--out", options.out)
+    out = options.out
     cells.check_out(out)
     from psgjax import environment
 

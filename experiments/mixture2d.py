@@ -238,7 +238,7 @@ def run(options: Options, typed: str, console: Console) -> None:
         ConfigError: Before anything is written, for all that is wrong with the options or the folder.
     """
     configs = configure(options)
-    out = schema.local_path("--out", options.out)
+    out = options.out
     command.check_out(out, (out / "results.json").is_file(), ("results.md", "samples.png"))
 
     from psgjax import environment

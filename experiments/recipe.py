@@ -188,7 +188,7 @@ def run(options: Options, typed: str, console: Console) -> int:
     check_counts(steps=options.steps)
     if not options.tasks or not options.rows:
         raise ConfigError("--tasks and --rows must each name at least one.")
-    out, say, stop = schema.local_path("--out", options.out), tell(console), Stop()
+    out, say, stop = options.out, tell(console), Stop()
     cells.check_out(out)
     from psgjax import environment
 

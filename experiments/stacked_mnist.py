@@ -240,7 +240,7 @@ def run(options: Options, typed: str, console: Console) -> int:
 
     say, stop = tell(console), Stop()
     environment.settle()
-    out = schema.local_path("--out", options.out)
+    out = options.out
     digits = load(configs, out, console)
     data = stacked(digits, options.protocol.images, options.data_seed)
     check_out(out, configs, data)

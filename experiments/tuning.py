@@ -15,7 +15,6 @@ several weights of penalties penalties.png, what they do at each row's own step 
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 import sys
@@ -34,7 +33,6 @@ from experiments.recipe import estimate
 from experiments.recipe_rows import ROWS, Setting, configuration
 from experiments.recipe_tasks import Result, Task, plane, settings
 from experiments.tables import Table
-from psgjax import schema
 from psgjax.config import Config, ConfigError
 from psgjax.files import write_atomically
 from psgjax.shell import tell
@@ -196,7 +194,6 @@ def run(options: Options, typed: str, console: Console) -> None:
         ConfigError: Before anything is written, for all that is wrong with the options, the folder or its cells.
     """
     check_counts(steps=options.steps)
-    options = dataclasses.replace(options, out=schema.local_path("--out", options.out))
     cells.check_out(options.out)
     from psgjax import environment
 
