@@ -119,13 +119,13 @@ def train(
         if step == config.steps:
             tell(console)(f"{name}: finished already, {step:,} steps")
             return Outcome(step, finished=True)
+        images_per_step = len(wanted) * config.batch_size * config.method.discriminator_steps
+        display = resources.enter_context(ProgressDisplay(console, name, config.steps, step, images_per_step))
         loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch, given)
-        if found:
-            states, seconds = [state for state, _ in found], max(progress["seconds"] for _, progress in found)
-        else:
-            begin = make_init(config, data.images.shape[1:])
-            states, seconds = [begin(jax.random.key(each.seed)) for each in wanted.values()], 0.0
-        return loop.run(states, step, seconds)
+        begin = make_init(config, data.images.shape[1:])
+        states = [state for state, _ in found] or [begin(jax.random.key(each.seed)) for each in wanted.values()]
+        seconds = max((progress["seconds"] for _, progress in found), default=0.0)
+        return loop.run(states, step, seconds, display)
 
 
 def _check(config: Config, data: Dataset) -> None:
@@ -171,16 +171,14 @@ class _Loop:
         self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))
         self.program = self.worker.submit(lambda: self.lowered.result().compile())
 
-    def run(self, states: list[TrainState], step: int, seconds: float) -> Outcome:
+    def run(self, states: list[TrainState], step: int, seconds: float, display: ProgressDisplay) -> Outcome:
         config = self.config
         states = [stack(states)] if self.stacked else states
         if self.mesh is not None:
             states = [placed(states[0], self.mesh, self.stacked)]
-        images_per_step = self.count * config.batch_size * config.method.discriminator_steps
         pending: Callable[[], None] | None = None
         with ExitStack() as ends:
             ends.callback(self.worker.shutdown, cancel_futures=True)
-            display = ends.enter_context(ProgressDisplay(self.console, self.name, config.steps, step, images_per_step))
             self._announce(self.lowered.result(), config.steps - step, len(states))
             started = time.monotonic() - seconds
             for run in self.runs:
