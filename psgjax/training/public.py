@@ -63,7 +63,7 @@ def train(
     <Run of psg, step 2 of 2, in memory>
 
     Args:
-        method: A name of `methods`, or a `Method` of your own.
+        method: A name of `methods`, or a `Method` of your own. On images of your own begin with "choice" (`docs/recipe.md`).
         images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`;
             or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
         epochs: Its length in passes over the training images; or it is given in
