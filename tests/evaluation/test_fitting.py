@@ -84,7 +84,7 @@ def test_what_it_cannot_be_trained_on(change, message):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fitting, "_LEAST_EPOCHS", EPOCHS)
-    monkeypatch.setattr(fitting, "_IMAGES", 0)
+    monkeypatch.setattr(fitting, "_CLASSIFIER_PIXELS", 0)
     return tmp_path / "cache" / "psgjax" / "classifiers"
 
 
