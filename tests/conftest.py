@@ -43,7 +43,7 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 CACHE = Path(tempfile.gettempdir()) / f"psgjax-tests-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for the commands that tests start, too
-os.environ["LOKY_MAX_CPU_COUNT"] = str(os.cpu_count())  # else joblib counts cores by a command
+os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # for more joblib, of scikit-learn, asks a command, which may not be there
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # jaxlib 0.10.0 writes lines to standard error when it loads from there
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
