@@ -1,6 +1,7 @@
 """Does who draws what drift? Two generators on the grid of 25, with penalties and without, followed over training and seeds.
 
-    python -m experiments.drift                     # a quarter of an hour on two CPU cores
+    python -m experiments.drift
+    python -m experiments.drift --steps 10000 --every 500    # as docs/recipe.md has it
 
 The linearisation (docs/recipe.md) pins the generators' mean and leaves how they share the data neutral. Here the step size is
 constant, so that a drift does not end with a schedule. At each checkpoint a mode's share is that of the first generator among the

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 SHAPE = (1, 1, 2)  # a point of the plane as an image
 _CALL_SECONDS = 1.0  # the length of one call to the device: how often progress is shown
-_FEWEST = (
-    64  # updates of a call: each draws the epoch's order anew, which costs as much as many updates of small networks
-)
+_FEWEST = 64  # updates of a call: each draws the epoch's order anew, which costs as much as many updates
 _SAMPLES_STREAM, _DATA_STREAM = 10, 11  # other streams of random numbers than those of training (state.py)
 # Programs that run once: compiling them well takes longer than it saves.
 _ONCE: Any = {"xla_backend_optimization_level": 0}
@@ -131,7 +129,7 @@ class Trainer:
     def checkpoints(
         self, points: jax.Array, console: Console, title: str, every: int
     ) -> Iterator[tuple[int, TrainState]]:
-        """The number of updates and all seeds' states, after every so many and at the end; a state is good until the next."""
+        """The number of updates and all seeds' states, every `every` updates and at the end; a state is good until the next."""
         import jax
         import jax.numpy as jnp
 

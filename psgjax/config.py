@@ -99,8 +99,9 @@ class Optimizer:
         """Refuse step sizes and decays with which Adam cannot run."""
         schema.check_types(self, "optimizer.")
         schema.known_part("optimizer.name", self.name, parts.OPTIMISERS)
-        for item in dataclasses.fields(self)[1:6] if self.name != "adam" else ():
-            if getattr(self, item.name) != item.default:
+        adams = ("learning_rate", "discriminator_learning_rate", "beta1", "beta2", "beta2_end")
+        for item in dataclasses.fields(self) if self.name != "adam" else ():
+            if item.name in adams and getattr(self, item.name) != item.default:
                 raise ConfigError(
                     f"optimizer.{item.name} {getattr(self, item.name)} with optimizer.name {self.name} would be ignored: it is a "
                     "setting of adam; leave it out, and register your optimiser with the value that you want."

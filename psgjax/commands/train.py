@@ -72,7 +72,7 @@ USUAL = Preset(epochs=75, network=Network(width=32))
 class Options:
     """Train GANs with several generators and write one report. An option shown as None takes its usual value."""
 
-    methods: Annotated[tuple[str, ...], METHODS] = ("choice",)  # what is best in docs/recipe.md
+    methods: Annotated[tuple[str, ...], METHODS] = ("choice",)  # finds the most modes in docs/recipe.md
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
     steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
     batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
@@ -239,7 +239,7 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
         if mesh is not None and (idle := sharding.left_over(mesh)):
             tell(console)(f"{name}: {idle}")
         try:
-            shared: dict[str, Any] = {"mesh": meshes.get(name), "console": console, "stop": stop, "features": given}
+            shared: dict[str, Any] = {"mesh": mesh, "console": console, "stop": stop, "features": given}
             outcome = loop.train(config, data, options.out / name, seeds=seeds, **shared)
         except loop.Diverged as error:  # one method's end is not the others'
             if writes:

@@ -27,9 +27,7 @@ _IMAGES, _LABELS = {"images", "image", "imgs", "img", "x", "data"}, {"labels", "
 _TRAIN = {"train", "training"}
 _PARTS = {"test": "test", "t10k": "test", "held": "test", "val": "val", "valid": "val", "validation": "val"}
 
-Found = dict[
-    tuple[str, str], tuple[Path, str]
-]  # of each part the images and the labels: a file, and the name of an array
+Found = dict[tuple[str, str], tuple[Path, str]]  # by part, and images or labels: a file, and an array's name
 
 
 def load(config: Data, tell: Tell, track: Track) -> Dataset:

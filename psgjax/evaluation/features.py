@@ -22,10 +22,8 @@ from psgjax.evaluation import fitting
 from psgjax.evaluation.classifier import Classifier
 from psgjax.schema import local_path
 
-_CHANCE, _USEFUL = (
-    0.25,
-    0.4,
-)  # accuracies in telling four rotations apart: of a guess, and of a network whose features are used
+# Accuracies in telling four rotations apart: of a guess, and of a network whose features are used.
+_CHANCE, _USEFUL = 0.25, 0.4
 _CHUNK = 256  # images given to anyone's features at a time
 
 

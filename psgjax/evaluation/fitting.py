@@ -25,7 +25,7 @@ Tree = Any
 
 _BATCH = 128
 _LEARNING_RATE = 2e-3
-# Epochs that `for_data` trains: of small sets more, as many as have so many pixels in all, so that it takes minutes.
+# Epochs that `for_data` trains: more of small sets, until they have that number of pixels in all, so that it takes minutes.
 _LEAST_EPOCHS, _MOST_EPOCHS, _CLASSIFIER_PIXELS = 10, 100, 300_000 * 28**2
 _LEAST_TURNS, _PIXELS = 3, 100_000 * 28**2  # likewise of `rotations`
 _INIT, _EPOCHS = range(2)  # streams of random numbers that follow from the seed

@@ -102,29 +102,29 @@ def score_vjp(
         return [part for x, count in zip(flat, counts, strict=True) for part in jnp.array_split(x, count)]
 
     outputs: list[jax.Array] = []
-    passed: list[tuple[list[Callable], list[jax.Array] | None]] = []  # each stage's vjp, and `_slopes` if known
+    passed: list[tuple[list[Callable], list[jax.Array] | None]] = []  # each stage's vjp, and `_cotangents` if known
     penalty: Penalty | None = None
     for i, microbatch in enumerate(cut(fakes, real)):
         x, (outputs, penalty) = after(microbatch, (outputs, penalty))
-        name, slopes = "r2" if i < counts[0] else "r1", None
+        name, known = "r2" if i < counts[0] else "r1", None
         if name in weights:
-            x, back, slopes, grads, value = _penalised(stages, params, x, weights[name])
+            x, back, known, grads, value = _penalised(stages, params, x, weights[name])
             more = grads, {each: value if each == name else jnp.zeros(()) for each in weights}
             penalty = jax.tree.map(jnp.add, penalty, more) if penalty else more
         else:
             x, back = _forward(stages, params, x)
         outputs.append(x)
-        passed.append((back, slopes))
+        passed.append((back, known))
 
     def vjp(d_fake: jax.Array, d_real: jax.Array, g_cotangents: jax.Array) -> tuple[Tree, jax.Array]:
         grads, by_images = jax.tree.map(jnp.zeros_like, params), list[jax.Array]()
         # Generators have no losses on the real images: what stands in their place is not read.
-        for i, ((back, slopes), d, g) in enumerate(
+        for i, ((back, known), d, g) in enumerate(
             zip(passed, cut(d_fake, d_real), cut(g_cotangents, d_real), strict=True)
         ):
             start = jnp.ones_like(g) if g.shape[-1] == 1 else g
             (d, start), (grads, by_images) = after((d, start), (grads, by_images))
-            more, cotangents = _microbatch_vjp(back, slopes, d, start if i < counts[0] else None)
+            more, cotangents = _microbatch_vjp(back, known, d, start if i < counts[0] else None)
             grads = jax.tree.map(jnp.add, grads, more)
             if i < counts[0]:
                 by_images.append(_each(g, cotangents) * cotangents if g.shape[-1] == 1 else cotangents)
@@ -163,45 +163,45 @@ def _forward(stages: Sequence[Callable], params: Tree, x: jax.Array) -> tuple[ja
     return x, back
 
 
-def _slopes(back: list[Callable], start: jax.Array) -> list[jax.Array]:
+def _cotangents(back: list[Callable], start: jax.Array) -> list[jax.Array]:
     """Cotangents of the images, and of what leaves each stage; `start`, those of the outputs, is the last of them."""
-    slopes = [start]
+    cotangents = [start]
     for stage_vjp in reversed(back):
-        slopes.append(stage_vjp(slopes[-1])[1])
-    return slopes[::-1]
+        cotangents.append(stage_vjp(cotangents[-1])[1])
+    return cotangents[::-1]
 
 
 def _penalised(
     stages: Sequence[Callable], params: Tree, x: jax.Array, weight: float
 ) -> tuple[jax.Array, list[Callable], list[jax.Array], Tree, jax.Array]:
-    """What `_forward` gives, the slopes of the outputs, and the weighted sum of |grad D(x)|^2 / 2: its gradients, and itself."""
+    """What `_forward` gives, `_cotangents` of ones, and the weighted sum of |grad D(x)|^2 / 2: its gradients, and itself."""
 
-    def slope(params: Tree) -> tuple[jax.Array, tuple]:
+    def by_images(params: Tree) -> tuple[jax.Array, tuple]:
         outputs, back = _forward(stages, params, x)
-        slopes = _slopes(back, jnp.ones_like(outputs))
-        return slopes[0], (outputs, back, slopes)
+        cotangents = _cotangents(back, jnp.ones_like(outputs))
+        return cotangents[0], (outputs, back, cotangents)
 
-    grad, slope_vjp, passed = jax.vjp(slope, params, has_aux=True)
-    return *passed, *slope_vjp(weight * grad), weight / 2 * jnp.sum(grad**2)
+    grad, grad_vjp, passed = jax.vjp(by_images, params, has_aux=True)
+    return *passed, *grad_vjp(weight * grad), weight / 2 * jnp.sum(grad**2)
 
 
 def _microbatch_vjp(
-    back: list[Callable], slopes: list[jax.Array] | None, d: jax.Array, start: jax.Array | None
+    back: list[Callable], cotangents: list[jax.Array] | None, d: jax.Array, start: jax.Array | None
 ) -> tuple[Tree, Any]:
     """Gradients for the parameters, from D's for the outputs `d` [n, O]; and for the images from `start` [n, O], if given.
 
     Where there is one output per image, one pass serves both: the gradients of the outputs with respect to the activations are
     those of that image alone: weighted with D's cotangents on the way to the parameters, with the generators' at the end.
     """
-    if slopes is None and start is not None:
-        slopes = _slopes(back, start)
+    if cotangents is None and start is not None:
+        cotangents = _cotangents(back, start)
     weights, one_output, grads = d, d.shape[-1] == 1, []
     for i in reversed(range(len(back))):
-        if slopes and one_output:
-            d = _each(weights, slopes[i + 1]) * slopes[i + 1]
+        if cotangents and one_output:
+            d = _each(weights, cotangents[i + 1]) * cotangents[i + 1]
         by_params, d = back[i](d)
         grads.append(by_params)
-    return jax.tree.map(lambda *leaves: sum(leaves), *grads), slopes[0] if slopes else None
+    return jax.tree.map(lambda *leaves: sum(leaves), *grads), cotangents[0] if cotangents else None
 
 
 def _each(weights: jax.Array, x: jax.Array) -> jax.Array:

@@ -66,14 +66,14 @@ def train(
         method: A name of `methods`, or a `Method` of your own. On images of your own begin with "choice" (`docs/recipe.md`).
         images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`;
             or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
-        epochs: Its length in passes over the training images; or it is given in
-        steps: Updates of the generators.
+        epochs: The run's length in passes over the training images; either this or `steps`.
+        steps: The run's length in updates of the generators.
         seed: Every random number follows from it.
         out: The folder that keeps the run, or has it already: then it is gone on with. Without it nothing is kept.
         on_epoch: Called with each line of the metrics; where it returns False, training ends, within a few seconds.
         range: What black and white are in an array, as in "0..1", where its values do not make that certain.
-        loss: A name, or a function (`psgjax.register_loss`), in place of the method's, as is
-        gate: A name or a function.
+        loss: In place of the method's: a name, or a function (`psgjax.register_loss`).
+        gate: Likewise (`psgjax.register_gate`).
         regularisers: With their weights, as in {"r1": 1.0, mine: 0.5}; a list of them has weights of 1.
         network: A `Network`, a name, a generator and a discriminator, or a function that makes them. What is passed is recorded by
             its own name, under which it must be registered where the run is loaded or trained further from the command line.

@@ -43,7 +43,7 @@ def zipped(content, name="images.npy"):
 
 
 def png(width, height):
-    """A PNG that announces so many pixels, and holds one."""
+    """A PNG that announces far more pixels, and holds one."""
     buffer = io.BytesIO()
     Image.new("L", (1, 1)).save(buffer, format="PNG")
     ihdr = b"IHDR" + struct.pack(">2I", width, height) + buffer.getvalue()[24:29]

@@ -134,7 +134,7 @@ OBJECTIVES = [name for name, method in METHODS.items() if "r1" not in dict(metho
 
 @pytest.mark.uncovered
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_slopes_are_the_derivatives_of_each_ones_own_objective(name):
+def test_cotangents_are_the_derivatives_of_each_ones_own_objective(name):
     method = METHODS[name]
     shape = (method.generators + 1, 4, objectives.outputs_needed(method))
     with jax.enable_x64(True):
@@ -159,8 +159,8 @@ def test_large_scores_stay_finite():
     for switches in ({}, {"generator_loss": "minimax"}):
         outputs = jnp.asarray([[300.0], [-300.0], [100.0]])[:, None]
         for method in (Method(**switches), dataclasses.replace(METHODS["stackelberg"], **switches)):
-            slopes = evaluate(method, outputs, KEY)[:2]
-            assert all(np.isfinite(s).all() for s in slopes)
+            cotangents = evaluate(method, outputs, KEY)[:2]
+            assert all(np.isfinite(s).all() for s in cotangents)
 
 
 def test_ties_are_broken_at_random_and_evenly():

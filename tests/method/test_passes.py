@@ -26,20 +26,20 @@ def case(request):
     keys = jax.random.split(jax.random.key(0), 6)
     params = jax.jit(discriminator.init)(keys[0], jnp.zeros((1, *SHAPE)))["params"]
     images = [jax.random.normal(key, (k, n, *SHAPE)) for key, (k, n) in zip(keys[1:3], ((2, 7), (1, 5)), strict=True)]
-    slopes = [
+    cotangents = [
         jax.random.normal(key, (*x.shape[:2], request.param))
         for key, x in zip(keys[3:], (*images, images[0]), strict=True)
     ]
 
     @jax.jit
     def differentiated(params, fakes, real):
-        outputs, pull = jax.vjp(
+        outputs, vjp = jax.vjp(
             lambda params: [whole(discriminator, params, images) for images in (fakes, real)], params
         )
-        _, pull_images = jax.vjp(partial(whole, discriminator, params), fakes)
-        return outputs, pull(slopes[:2])[0], pull_images(slopes[2])[0]
+        _, images_vjp = jax.vjp(partial(whole, discriminator, params), fakes)
+        return outputs, vjp(cotangents[:2])[0], images_vjp(cotangents[2])[0]
 
-    return discriminator, params, images, slopes, differentiated(params, *images)
+    return discriminator, params, images, cotangents, differentiated(params, *images)
 
 
 @pytest.mark.parametrize("cached", [2**30, 4000, 1], ids=["whole", "two pieces and one", "four pieces"])
@@ -49,8 +49,8 @@ def test_pieces_add_up_to_the_whole(case, cached, monkeypatch):
 
     @jax.jit
     def update(params, fakes, real):
-        *outputs, pull, _ = passes.score_vjp(discriminator, params, fakes, real)
-        return outputs, pull(d_fake, d_real, g_cotangents)
+        *outputs, vjp, _ = passes.score_vjp(discriminator, params, fakes, real)
+        return outputs, vjp(d_fake, d_real, g_cotangents)
 
     outputs, (by_params, by_images) = update(params, fakes, real)
     chex.assert_trees_all_close(outputs, expected[0], rtol=1e-5, atol=1e-7)
@@ -65,16 +65,16 @@ def generators():
     keys = jax.random.split(jax.random.key(1), 5)
     latents = jax.random.normal(keys[0], (3, 6, 5))
     variables = jax.jit(jax.vmap(generator.init))(keys[1:4], latents)
-    slopes = jax.random.normal(keys[4], (3, 6, *SHAPE))
-    return generator, variables["params"], variables["batch_stats"], latents, slopes
+    cotangents = jax.random.normal(keys[4], (3, 6, *SHAPE))
+    return generator, variables["params"], variables["batch_stats"], latents, cotangents
 
 
 def test_generators_in_turn_make_what_mapped_ones_make(generators):
-    generator, params, batch_stats, latents, slopes = generators
+    generator, params, batch_stats, latents, cotangents = generators
 
     def update(platform):
-        images, updated, pull = passes.generate_vjp(generator, params, batch_stats, latents, platform)
-        return images, updated, pull(slopes)
+        images, updated, vjp = passes.generate_vjp(generator, params, batch_stats, latents, platform)
+        return images, updated, vjp(cotangents)
 
     in_turn, mapped = (jax.jit(update, static_argnums=0)(platform) for platform in ("cpu", "tpu"))
     assert not jnp.allclose(mapped[0][0], mapped[0][1], atol=1e-3)
@@ -82,12 +82,12 @@ def test_generators_in_turn_make_what_mapped_ones_make(generators):
 
 
 def test_only_a_cpu_runs_the_generators_one_after_the_other(generators):
-    generator, params, batch_stats, latents, slopes = generators
+    generator, params, batch_stats, latents, cotangents = generators
 
     def names(platform):
         def update(latents):
-            images, _, pull = passes.generate_vjp(generator, params, batch_stats, latents, platform)
-            return images, pull(slopes)
+            images, _, vjp = passes.generate_vjp(generator, params, batch_stats, latents, platform)
+            return images, vjp(cotangents)
 
         program = jax.make_jaxpr(update)(latents)
         return [str(equation.primitive) for equation in program.eqns]
@@ -166,11 +166,11 @@ def test_penalties_and_gradients_of_one_pass_are_those_of_the_definition(weights
 
     @jax.jit
     def update(params, fakes, real):
-        *_, pull, penalty = passes.score_vjp(Smooth(), params, fakes, real, "cpu", weights)
-        return pull(d_fake, d_real, g_cotangents), penalty
+        *_, vjp, penalty = passes.score_vjp(Smooth(), params, fakes, real, "cpu", weights)
+        return vjp(d_fake, d_real, g_cotangents), penalty
 
     (by_params, by_images), penalty = update(params, fakes, real)
     chex.assert_trees_all_close(penalty, jax.grad(penalties, has_aux=True)(params), rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(by_params, jax.grad(losses)(params), rtol=1e-4, atol=1e-6)
-    slopes = jax.grad(lambda images: judge(params, images).sum())(fakes)
-    chex.assert_trees_all_close(by_images, slopes * g_cotangents[..., None, None], rtol=1e-4, atol=1e-6)
+    cotangents = jax.grad(lambda images: judge(params, images).sum())(fakes)
+    chex.assert_trees_all_close(by_images, cotangents * g_cotangents[..., None, None], rtol=1e-4, atol=1e-6)
