@@ -150,11 +150,13 @@ def show_race(results: list[dict[str, Any]]) -> str:
     """The table of one case."""
     first = results[0]
     peak = first["matmul_peak"]
+    xla, xla_done = (
+        f"{value / 1e9:.4g}" if value else "none" for value in (first["xla_operations"], first["xla_operations_done"])
+    )
     title = (
         f"{first['method']}, {first['network']}, batch size {first['batch_size']}, replicas {first['replicas']}, "
         f"width {first['width']}, {first['precision']}: {first['operations'] / 1e9:.4g} GFLOP per step by definition (XLA counts "
-        f"{first['xla_operations'] / 1e9:.4g}), of which psgjax does {first['operations_done'] / 1e9:.4g} here "
-        f"({first['xla_operations_done'] / 1e9:.4g}); "
+        f"{xla}), of which psgjax does {first['operations_done'] / 1e9:.4g} here ({xla_done}); "
         f"matmul peak {peak['median'] / 1e9:,.0f} GFLOP/s ({peak['least'] / 1e9:,.0f} to {peak['most'] / 1e9:,.0f})"
     )
     rows = [["", "ms/step", "least-most", "images/s", "compile s", "GFLOP/s", "of peak", "memory MB", "x psgjax"]]

@@ -20,7 +20,8 @@ small has the same rules at a size for two cores: 8,000 updates of 64 images, wi
 half-life of 25,000 images. An update of choice took 0.32 s of processor time, so that a run takes about half an hour on two idle
 cores; r3gan and gan-r1r2 take less. It has not been run in full yet.
 
-Writes runs/stacked_mnist/: results.json, results.md, and a run for each trial of each method. Run again to resume.
+Writes runs/stacked_mnist/: results.json, results.md, and a run for each trial of each method. Run again to resume. On a CPU trials
+are trained one after the other, on a GPU all of a method at once.
 """
 
 from __future__ import annotations
@@ -139,6 +140,18 @@ def trial_folder(out: Path, config: Config) -> Path:
     return out / config.method_name / f"seed-{config.seed}"
 
 
+def calls(out: Path, trials: list[Config]) -> list[tuple[Path, list[Config]]]:
+    """Which trials of a method are trained at once, and in which folder: on a CPU one after the other, elsewhere all in one batch.
+
+    One alone leaves most of a GPU idle.
+    """
+    import jax
+
+    if jax.default_backend() == "cpu" or len(trials) == 1:
+        return [(trial_folder(out, config), [config]) for config in trials]
+    return [(out / trials[0].method_name, trials)]
+
+
 def check_out(out: Path, configs: dict[str, list[Config]], data: Dataset) -> None:
     """Refuse an output folder that holds other runs, or what they would overwrite. Writes nothing.
 
@@ -149,8 +162,8 @@ def check_out(out: Path, configs: dict[str, list[Config]], data: Dataset) -> Non
 
     command.check_out(out, any(out.glob("*/seed-*/config.json")), ("results.json", "results.md"))
     for trials in configs.values():
-        for config in trials:
-            check_folder(trial_folder(out, config), config, data)
+        for folder, together in calls(out, trials):
+            check_folder(folder, together[0], data, [config.seed for config in together])
 
 
 def load(configs: dict[str, list[Config]], out: Path, console: Console) -> Dataset:
@@ -180,19 +193,21 @@ def train(
     results: dict[str, Any] = {"methods": {}, "diverged": {}}
     for name, trials in configs.items():
         per_trial = []
-        for config in trials:
-            folder = trial_folder(out, config)
+        for folder, together in calls(out, trials):
+            seeds = [config.seed for config in together]
+            which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
             try:
-                outcome = loop.train(config, data, folder, console=console, stop=stop)
+                outcome = loop.train(together[0], data, folder, seeds=seeds, console=console, stop=stop)
             except loop.Diverged as error:  # one method's end is not the others'
                 print(f"error: {one_line(str(error))}", file=sys.stderr)
-                results["diverged"][name] = f"seed {config.seed}: {error}"
+                results["diverged"][name] = f"{which}: {error}"
                 break
             if not outcome.finished:
-                say(outcome.stopped(f"{name}, seed {config.seed},", config.steps))
+                say(outcome.stopped(f"{name}, {which},", together[0].steps))
                 return None
-            per_trial.append(evaluate(folder))
-            say(f"{name}, seed {config.seed}: {per_trial[-1]['modes']} modes, KL {per_trial[-1]['kl']:.2f}")
+            for config in together:
+                per_trial.append(evaluate(trial_folder(out, config)))
+                say(f"{name}, seed {config.seed}: {per_trial[-1]['modes']} modes, KL {per_trial[-1]['kl']:.2f}")
         else:
             sizes_of_networks = sizes(trials[0], data.images.shape[1:])
             results["methods"][name] = {**summarise(per_trial), "parameters": sizes_of_networks}

@@ -141,14 +141,18 @@ def share_done(layer: Layer, dtype: np.dtype) -> float:
     return points * tiles * layer.stride / (height * size)
 
 
-def xla_operations(case: peers.Case, done: bool = False) -> float:
-    """XLA's count of operations in the same update before optimisation: with elementwise arithmetic, without taps on padding."""
+def xla_operations(case: peers.Case, done: bool = False) -> float | None:
+    """XLA's count of operations in the same update before optimisation: with elementwise arithmetic, without taps on padding.
+
+    None on a backend that does not count.
+    """
     config = configuration(case)
     state = jax.eval_shape(lambda: states.init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
     traced = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).trace(state, images)
-    lowered = traced.lower() if done else traced.lower(lowering_platforms=("cuda",))  # native convolutions
-    return case.replicas * float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+    lowered = traced.lower() if done else traced.lower(lowering_platforms=("tpu",))  # native convolutions
+    counted = (lowered.cost_analysis() or {}).get("flops")
+    return case.replicas * float(counted) if counted else None
 
 
 class Machine:
@@ -184,7 +188,7 @@ class Machine:
                 return calls * 2 * len(a) ** 3 / seconds
             calls = max(2 * calls, int(calls * _MATMUL_SECONDS / seconds))
 
-    def operations(self, case: peers.Case) -> dict[str, float]:
+    def operations(self, case: peers.Case) -> dict[str, float | None]:
         """Of one update, counted here and by XLA: written out, and those done on this device."""
         return {
             "operations": operations(case),

@@ -10,8 +10,8 @@ The gradient of each with respect to either argument is one of the other two. So
 and neither reverse mode nor `vmap` ever chooses a convolution. That matters on a CPU: reverse mode's own gradients of a convolution
 are some thirty times slower inside a loop than outside (jax issue 12868). There, each map consists of convolutions of the one
 kind that the backend runs well and of matrix products, with optimization barriers between them and with fewer multiplications
-than the definition has (`conv_cpu.py`, `filtering.py`). Other platforms use the native convolutions. `docs/performance.md` has
-the measurements.
+than the definition has (`conv_cpu.py`, `filtering.py`). On NVIDIA's GPUs each is one matrix product (`conv_products.py`). Other
+platforms use the native convolutions. `docs/performance.md` has the measurements.
 
 Layouts: images [B, H, W, C] with H, W divisible by the stride; features [B, H / stride, W / stride, D]; kernels [k, k, C, D]
 with k a multiple of the stride. Padding is "SAME": `down` equals `lax.conv_general_dilated(images, kernel, strides, "SAME")`,
@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from psgjax.lowering import conv_cpu
-from psgjax.lowering.conv_cpu import LAYOUT, Map, pads
+from psgjax.lowering import conv_cpu, conv_products
+from psgjax.lowering.conv_cpu import LAYOUT, Map
+from psgjax.lowering.conv_products import pads
 
 
 def down(images: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
@@ -122,18 +123,18 @@ _correlate.defvjp(_correlate_forward, _correlate_backward)
 def _lowered(name: str, stride: int, size: int) -> Map:
     """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
     forms = {
-        "down": (conv_cpu.down, _down_native),
-        "up": (conv_cpu.up, _up_native),
-        "correlate": (conv_cpu.correlate, _correlate_native),
+        "down": (conv_cpu.down, conv_products.down, _down_native),
+        "up": (conv_cpu.up, conv_products.up, _up_native),
+        "correlate": (conv_cpu.correlate, conv_products.correlate, _correlate_native),
     }
-    cpu, native = (partial(form, stride=stride, size=size) for form in forms[name])
+    cpu, products, native = (partial(form, stride=stride, size=size) for form in forms[name])
 
     @custom_vmap
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
         # One barrier per array, as the other maps of the same arrays have: the compiler then merges what several maps compute from
         # one array, across the passes. None on kernels: what is computed from one is then computed once for all microbatches.
         a, b = barrier(a), barrier(b) if name == "correlate" else b
-        return lax.platform_dependent(a, b, cpu=cpu, default=native)
+        return lax.platform_dependent(a, b, cpu=cpu, cuda=products, default=native)
 
     @apply.def_vmap
     def batched(axis_size: int, in_batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
@@ -146,12 +147,13 @@ def _lowered(name: str, stride: int, size: int) -> Map:
             return jnp.stack([apply(*pair) for pair in pairs])
 
         axes = tuple(0 if mapped else None for mapped in in_batched)
-        return lax.platform_dependent(a, b, cpu=unrolled, default=jax.vmap(native, axes)), True
+        cuda, default = jax.vmap(products, axes), jax.vmap(native, axes)
+        return lax.platform_dependent(a, b, cpu=unrolled, cuda=cuda, default=default), True
 
     return apply
 
 
-# The native forms: reverse mode's own convolutions, which GPUs and TPUs have fast kernels for.
+# The native forms: reverse mode's own convolutions, which TPUs have fast kernels for.
 
 
 def _down_native(images: jax.Array, kernel: jax.Array, *, stride: int, size: int) -> jax.Array:

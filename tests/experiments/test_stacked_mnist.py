@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,6 +105,20 @@ def test_the_command_end_to_end(digits, capsys):
     assert stacked_mnist.main(arguments) == 0  # again: nothing is trained, and the figures are the same
     assert "finished already" in capsys.readouterr().out
     assert json.loads(Path("out/results.json").read_text())["results"] == record["results"]
+
+
+def test_a_gpu_trains_all_trials_of_a_method_at_once(digits, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    arguments = [*TINY, "--methods", "gan"]
+    assert stacked_mnist.main(arguments) == 0
+    assert "gan (2 seeds): training 4 steps" in capsys.readouterr().out
+    record = json.loads(Path("out/results.json").read_text())
+    assert [trial["seed"] for trial in record["results"]["methods"]["gan"]["per_trial"]] == [0, 1]
+    assert all(Path(f"out/gan/seed-{seed}/metrics.jsonl").is_file() for seed in (0, 1))
+    assert stacked_mnist.main(arguments) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert stacked_mnist.main([*arguments, "--trials", "3"]) == 2
+    assert "seeds are trained together from the first step" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from psgjax.lowering import conv, conv_cpu, filtering
+from psgjax.lowering import conv, conv_cpu, conv_products, filtering
 
 SHAPES = [
     (4, 2, 3, 5),
@@ -69,17 +69,15 @@ def test_equals_lax_with_its_gradients(shape, dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_native_forms_equal_the_cpus(shape):
+def test_every_platforms_forms_are_equal(shape):
     size, stride, *_ = shape
     with jax.enable_x64(True):
         images, features, kernel = arrays(*shape)
         options = {"stride": stride, "size": size}
-        for cpu, native, a, b in (
-            (conv_cpu.down, conv._down_native, images, kernel),
-            (conv_cpu.up, conv._up_native, features, kernel),
-            (conv_cpu.correlate, conv._correlate_native, images, features),
-        ):
-            np.testing.assert_allclose(cpu(a, b, **options), native(a, b, **options), rtol=1e-12, atol=1e-12)
+        for name, a, b in (("down", images, kernel), ("up", features, kernel), ("correlate", images, features)):
+            native = getattr(conv, f"_{name}_native")(a, b, **options)
+            for form in (conv_cpu, conv_products):
+                np.testing.assert_allclose(getattr(form, name)(a, b, **options), native, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -196,13 +194,17 @@ def test_convolutions_of_one_map_run_one_after_the_other():
     assert of_one(forms[1], images, features) == (8, 8)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_lowers_to_native_convolutions_elsewhere(platform):
-    images, _, kernel = arrays(4, 2, 16, 20, dtype=np.float32)
-    gradient = jax.jit(jax.grad(lambda a, b: jnp.sum(jnp.tanh(conv.down(a, b, stride=2))), (0, 1)))
-    text = gradient.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") == 3
-    assert "dot_general" not in text
+@pytest.mark.parametrize(
+    ("platform", "operation"), [("cuda", "stablehlo.dot_general"), ("tpu", "stablehlo.convolution")]
+)
+@pytest.mark.parametrize("generators", [None, 3])
+def test_lowers_to_products_on_gpus_and_to_convolutions_on_tpus(platform, operation, generators):
+    images, _, kernel = arrays(4, 2, 16, 20, dtype=np.float32, lead=(generators,) if generators else ())
+    gradient = jax.grad(lambda a, b: jnp.sum(jnp.tanh(conv.down(a, b, stride=2))), (0, 1))
+    program = jax.jit(jax.vmap(gradient) if generators else gradient)
+    text = program.trace(images, kernel).lower(lowering_platforms=(platform,)).as_text()
+    kinds = ("stablehlo.dot_general", "stablehlo.convolution")
+    assert [text.count(kind) for kind in kinds] == [3 * (kind == operation) for kind in kinds]
 
 
 def test_what_xla_flags_say_of_optimisation_holds(monkeypatch):
