@@ -68,6 +68,16 @@ def read(out: Path, cell: Cell) -> Record | None:
     return record
 
 
+def done(out: Path, cells: Sequence[Cell]) -> dict[str, Record]:
+    """The records of those cells that are done, by name.
+
+    Raises:
+        ConfigError: If one cannot be read, or was done with other settings.
+    """
+    found = {cell.name: read(out, cell) for cell in cells}
+    return {name: record for name, record in found.items() if record is not None}
+
+
 def do(
     out: Path, cells: Sequence[Cell], command: str, say: Callable[[str], None], only: Sequence[str] = ()
 ) -> dict[str, Record] | None:
@@ -89,8 +99,7 @@ def do(
     """
     for name in only:
         schema.known("cell", name, tuple(cell.name for cell in cells))
-    found = {cell.name: read(out, cell) for cell in cells}
-    records = {name: record for name, record in found.items() if record is not None}
+    records = done(out, cells)
     if records:
         say(f"{len(records)} of {len(cells)} cells are done already")
     (out / "cells").mkdir(parents=True, exist_ok=True)

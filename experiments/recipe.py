@@ -6,6 +6,7 @@
     python -m experiments.recipe --tasks mnist --data.source idx --data.dir FOLDER    # digits from the four files of MNIST
     python -m experiments.recipe --tuned FILE                             # ring and grid, each row with its own step size
     python -m experiments.recipe --cells grid-choice-k4                   # that one again, and whether it is the same
+    python -m experiments.recipe --show                                   # the tables of the cells that are done so far
 
 `choice` is the softmax over K + 1 images without a gate, with R1 and R2 in every update; for K = 1 that is R3GAN's loss. Rows
 that end in `-wide` have one generator and networks twice as wide, in `-batch4` one and four times the images in an update: more
@@ -59,6 +60,7 @@ class Options(mixtures.Protocol):
     cells: Annotated[
         tuple[str, ...], Doc("Names of cells to do alone; one that is done is done again, from the beginning.")
     ] = ()
+    show: Annotated[bool, Doc("Do no cell: write the tables of those that are done.")] = False
     tuned: Annotated[
         Path | None, Doc("What experiments.tuning wrote as tuned.json: each row has its own setting (ring and grid).")
     ] = None
@@ -188,6 +190,8 @@ def run(options: Options, typed: str, console: Console) -> int:
     check_counts(steps=options.steps)
     if not options.tasks or not options.rows:
         raise ConfigError("--tasks and --rows must each name at least one.")
+    if options.show and options.cells:
+        raise ConfigError(f"--cells {' '.join(options.cells)} with --show would do nothing; leave one of them out.")
     out, say, stop = options.out, tell(console), Stop()
     cells.check_out(out)
     from psgjax import environment
@@ -198,7 +202,7 @@ def run(options: Options, typed: str, console: Console) -> int:
     ready = {name: known[name]() for name in options.tasks}
     of_tasks = {name: cells_of(options, name, task) for name, task in ready.items()}
     every = [cell for of_rows in of_tasks.values() for of_row in of_rows.values() for cell in of_row]
-    records = cells.do(out, every, typed, say, options.cells)
+    records = cells.done(out, every) if options.show else cells.do(out, every, typed, say, options.cells)
     if records is None:
         return 128 + stop.signal
     each = [table(name, task, of_tasks[name], records) for name, task in ready.items()]

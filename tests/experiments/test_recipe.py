@@ -52,6 +52,14 @@ def test_a_cell_is_done_once_and_made_again_with_the_same_figures(capsys):
     assert "gan-r1r2" in Path("out/results.md").read_text()
     assert recipe.main([*TINY, "--rows", "gan-r1r2", "--cells", "ring-gan-r1r2"]) == 0
     assert "ring-gan-r1r2: the same result as before" in capsys.readouterr().out
+    assert (
+        recipe.main([*TINY, "--rows", "gan-r1r2", "wgan-gp", "--show"]) == 0
+    )  # of one there is no cell, and none is done
+    assert [path.name for path in Path("out/cells").glob("*.json")] == ["ring-gan-r1r2.json"]
+    (row,) = [line for line in Path("out/results.md").read_text().splitlines() if "wgan-gp |" in line]
+    assert set(row.split()) == {"|", "wgan-gp", "–", "0"}
+    assert recipe.main([*TINY, "--show", "--cells", "ring-gan"]) == 2
+    assert "--show would do nothing" in capsys.readouterr().err
     assert recipe.main([*TINY, "--rows", "gann"]) == 2
     assert "unknown row 'gann'" in capsys.readouterr().err
 
