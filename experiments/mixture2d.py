@@ -13,8 +13,9 @@ Expect stackelberg and mgan to find all modes of the ring, mad-gan, psg and gan 
 On the grid, 14 to 21 modes and few samples of high quality: it needs the longer run. results/mixture2d.md has the tables.
 
 --preset pacgan has the published sizes, as in the code of Lin et al. 2018: G four hidden layers of 400 with batch norm and ReLU,
-D three of 200 maxout units of five sums, z of 2, batches of 100, Adam with 0.0001 and 0.8. Of their 400,000 updates it makes
-40,000, as many as two idle cores make in about two hours for ten seeds of choice on one mixture (gan: one). Not run in full yet.
+D three of 200 maxout units of five sums, z of 2, batches of 100, Adam with 0.0001 and 0.8. Of their 400,000 updates on 100,000
+points it makes 40,000 on 25,000 (--steps, --points): as many as two idle cores make in about two hours for ten seeds of choice on
+one mixture (gan: one). Not run in full yet.
 
 Writes runs/mixture2d/: results.json (every figure of every seed), results.md (the tables) and samples.png (those of the first
 seed, each generator in its own colour).
