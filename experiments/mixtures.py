@@ -133,7 +133,7 @@ class Trainer:
         import jax
         import jax.numpy as jnp
 
-        from psgjax.training.progress import ProgressDisplay
+        from psgjax.progress import ProgressDisplay
 
         steps, done, count = self.config.steps, 0, 1
         points_per_step = len(self.seeds) * self.config.batch_size * self.config.method.discriminator_steps

@@ -7,7 +7,7 @@ import sys
 
 from psgjax import __version__, own
 from psgjax.schema import ConfigError
-from psgjax.shell import one_line
+from psgjax.shell import one_line, terminal
 
 COMMANDS = {
     "train": "Train one method, or several to compare, on any images, and write one report.",
@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}; known are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"psgjax.commands.{name}")
+    from psgjax.progress import busy  # here: rich is slow to load, too
+
+    with busy(terminal(), f"loading psgjax {name}", plain=False):
+        module = importlib.import_module(f"psgjax.commands.{name}")
     status: int = module.main(rest)
     return status
 

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,15 @@ def _guard_imports() -> None:
 def _end_import(number: int, frame: FrameType | None) -> NoReturn:
     with suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())
-    os._exit(128 + number)
+    _end(128 + number)
+
+
+def _end(status: int) -> NoReturn:
+    """End the process at once, the cursor visible again, which a display hides."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")
+    os._exit(status)
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -144,7 +152,7 @@ class Stop:
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self.signal:
-                os._exit(128 + number)
+                _end(128 + number)
             self.signal = number
 
         heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -170,15 +178,6 @@ def terminal() -> Console:
 def tell(console: Console) -> Callable[[str], None]:
     """A function that shows a text as one line that is never wrapped, every character as it is, on any console."""
     return lambda text: console.out(one_line(text), highlight=False)
-
-
-def tracker(console: Console) -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
-    """A function that shows a bar for a loop over items while it lasts: (items, how many, what they are) -> the items."""
-    from rich.progress import track
-
-    return lambda items, count, what: track(
-        items, what, count, console=console, transient=True, disable=not console.is_terminal
-    )
 
 
 def warn(console: Console, text: str) -> None:

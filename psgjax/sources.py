@@ -23,6 +23,11 @@ Tell = Callable[[str], None]  # takes a line of text about anything slow or unex
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]  # (items, how many, what they are) -> the items, with a bar
 
 
+def untracked(items: Iterable[Any], count: int, what: str) -> Iterable[Any]:
+    """The items, with nothing shown."""
+    return items
+
+
 @dataclass(frozen=True)
 class Source:
     """What is known of a source."""

@@ -18,8 +18,8 @@ from rich.console import Console
 import psgjax
 from psgjax import shell
 from psgjax.config import ConfigError
+from psgjax.progress import ProgressDisplay
 from psgjax.shell import Failure, Stop, check_output, run_command, tell, terminal, warn
-from psgjax.training.progress import ProgressDisplay
 
 ROOT = Path(psgjax.__file__).parents[1]
 NAMES = ["[bold]x[/]", "[/]", ":smile: [red", "a{b}%s", "한글 é", "tab\tbell\x07 line\nreturn\r.", "x" * 300]

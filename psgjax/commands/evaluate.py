@@ -36,9 +36,11 @@ from psgjax.evaluation.features import Features
 from psgjax.evaluation.score import NEIGHBOURS, STAGES, Reference, Scores, reference, reference_of, score
 from psgjax.evaluation.table import show
 from psgjax.files import write_atomically
+from psgjax.progress import tracker
 from psgjax.runs.folder import data_of
 from psgjax.schema import check_seed, local_path, override
 from psgjax.shell import check_output, tell, terminal
+from psgjax.sources import Track
 
 _TEST_SETS: dict[str, Literal["mnist", "fashion_mnist"]] = {
     "mnist-test": "mnist",
@@ -127,7 +129,7 @@ def evaluate(options: Options, console: Console) -> Scores:
     """
     notes: list[str] = []
 
-    line = tell(console)
+    line, track = tell(console), tracker(console)
 
     def note(text: str) -> None:
         notes.append(text)
@@ -147,9 +149,9 @@ def evaluate(options: Options, console: Console) -> Scores:
             if options.reference is None:
                 run = options.images if (options.images / "config.json").is_file() else options.images.parent
                 data = data_of(run, config, line, override(Data(), options.data))
-                real = reference_of(data, line, own)
+                real = reference_of(data, line, own, track)
             else:
-                real = _reference(options, own, line, note)
+                real = _reference(options, own, line, note, track)
             if real.embedding is not None and real.embedding.note:
                 note(real.embedding.note)
             scores = score(
@@ -211,7 +213,7 @@ def _sampled(options: Options) -> tuple[Config, np.ndarray]:
 
 
 def _reference(
-    options: Options, own: Features | None, line: Callable[[str], None], note: Callable[[str], None]
+    options: Options, own: Features | None, line: Callable[[str], None], note: Callable[[str], None], track: Track
 ) -> Reference:
     """The real images that --reference names.
 
@@ -220,9 +222,9 @@ def _reference(
     """
     name = str(options.reference)
     if name == "packaged":
-        return reference_of(datasets.load(Data(source="packaged"), line), line, own)
+        return reference_of(datasets.load(Data(source="packaged"), line), line, own, track)
     if name in _TEST_SETS:
-        return reference_of(_test_set(name, options.data, line), line, own)
+        return reference_of(_test_set(name, options.data, line), line, own, track)
     real = read_images(local_path("--reference", Path(name)), options.reference_range, "--reference-range", note)
     real = real.reshape(-1, *real.shape[2:])
     shipped = classifiers.shipped()
@@ -236,7 +238,7 @@ def _reference(
         return reference(real, None, shipped, name, own)
     if own is None:
         data = Dataset.from_arrays(real, name=name, range="0..255")
-        _, own, why = features.of_data(data, line)
+        _, own, why = features.of_data(data, line, track=track)
         if own is None:
             digits = "; digits as MNIST has them are compared with --classifier mnist" if fits else ""
             raise ConfigError(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax.commands.line import command
-from psgjax.report import page
+from psgjax.progress import busy
 from psgjax.shell import tell, terminal
 
 
@@ -24,10 +25,15 @@ class Options:
     folder: Annotated[tyro.conf.Positional[Path], Doc("The folder that training was given as --out.")]
 
 
+def draw(folder: Path, console: Console) -> None:
+    """Draw the report of that folder, and say where it is."""
+    with busy(console, "drawing the report"):
+        from psgjax.report import page  # what draws takes seconds to load
+
+        path = page.write(folder)
+    tell(console)(f"report: {path}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-
-    def work(options: Options) -> None:
-        tell(terminal())(f"report: {page.write(options.folder)}")
-
-    return command(Options, work, arguments, "psgjax report", __doc__)
+    return command(Options, lambda options: draw(options.folder, terminal()), arguments, "psgjax report", __doc__)

@@ -22,7 +22,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from psgjax import schema, switches
-from psgjax.commands import line
+from psgjax.commands import line, report
 from psgjax.config import (
     Config,
     ConfigError,
@@ -35,8 +35,9 @@ from psgjax.config import (
     Optimizer,
     check_penalties,
 )
+from psgjax.progress import busy, tracker
 from psgjax.schema import Listed
-from psgjax.shell import Stop, one_line, tell, terminal, tracker, warn
+from psgjax.shell import Stop, one_line, tell, terminal, warn
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset
@@ -199,21 +200,23 @@ def run(options: Options, preset: Preset, console: Console, stop: Stop) -> int:
 
 
 def _train(options: Options, preset: Preset, configs: dict[str, Config], console: Console, stop: Stop) -> int:
-    import jax
+    with busy(console, "loading jax"):
+        import jax
 
-    from psgjax import environment
-    from psgjax.data import dataset as datasets
-    from psgjax.evaluation import features
-    from psgjax.method import sharding
-    from psgjax.method import state as states
-    from psgjax.runs import identity
-    from psgjax.training import loop
+        from psgjax import environment
+        from psgjax.data import dataset as datasets
+        from psgjax.evaluation import features
+        from psgjax.method import sharding
+        from psgjax.method import state as states
+        from psgjax.runs import identity
+        from psgjax.training import loop
 
-    environment.settle()
+        environment.settle()
     given = None if options.features is None else features.read(options.features)
     asked = next(iter(configs.values())).data
     runs = [run for path in sorted(options.out.glob("*/")) for run in identity.runs_in(path)]
-    data = datasets.load(identity.find_data(asked, runs), tell(console), tracker(console))
+    with busy(console, "reading the images"):
+        data = datasets.load(identity.find_data(asked, runs), tell(console), tracker(console))
     if data.info["warning"]:
         warn(console, data.info["warning"])
     configs = {name: complete(options, preset, config, data) for name, config in configs.items()}
@@ -250,9 +253,7 @@ def _train(options: Options, preset: Preset, configs: dict[str, Config], console
             tell(console)(outcome.stopped(name, config.steps))
             return 128 + sharding.agreed(stop.signal)[0]  # whichever process the signal reached
     if writes:
-        from psgjax.report import page
-
-        tell(console)(f"report: {page.write(options.out)}")
+        report.draw(options.out, console)
     return status
 
 

@@ -58,12 +58,12 @@ def load(config: Data, tell: Tell, track: Track) -> Dataset:
     apart = test if test[0] is not None else val
     assert train[0] is not None
     given = layout.range_of(train[0], str(path), config.range, "--data.range")
-    split = checked_split(train[0], train[1], str(path), given, "--data.range")
+    split = checked_split(train[0], train[1], str(path), given, "--data.range", track)
     held_out = None
     if apart[0] is not None:
-        held_out = checked_split(apart[0], apart[1], f"the held-out part of {path}", given, "--data.range")
+        held_out = checked_split(*apart, f"the held-out part of {path}", given, "--data.range", track)
     name = config.name or folder_name(path)
-    return Dataset.of(config, "array", name, str(path), split, held_out)
+    return Dataset.of(config, "array", name, str(path), split, held_out, track=track)
 
 
 def _inside(path: Path, tell: Tell) -> Found:

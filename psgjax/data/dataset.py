@@ -18,7 +18,7 @@ from psgjax import schema, sources
 from psgjax.config import ConfigError, Data, RangeName
 from psgjax.data import pictures, shaping
 from psgjax.data.splits import DataError, Split, canonical_order, checked_split, compact, parted
-from psgjax.sources import SOURCES, Tell, Track
+from psgjax.sources import SOURCES, Tell, Track, untracked
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -66,12 +66,8 @@ class Dataset:
         for name in ("images", "held_out_images"):
             images = getattr(self, name)
             given = f"{images.dtype} {list(images.shape)}"
-            schema.check(
-                images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
-                name,
-                given,
-                "uint8 [N, H, W, C], N at least 1",
-            )
+            right = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
+            schema.check(right, name, given, "uint8 [N, H, W, C], N at least 1")
         sides = [list(images.shape[1:]) for images in (self.images, self.held_out_images)]
         schema.check(sides[0] == sides[1], "held_out_images", sides[1], f"of the training images' size, {sides[0]}")
         for images, name in ((self.images, "labels"), (self.held_out_images, "held_out_labels")):
@@ -153,6 +149,7 @@ class Dataset:
         canonical: bool = False,
         warning: str | None = None,
         classes: Sequence[str] | None = None,
+        track: Track = untracked,
     ) -> Dataset:
         """What a source makes of the images that it read, as the settings have it.
 
@@ -166,6 +163,7 @@ class Dataset:
             canonical: Whether they are the published images and labels.
             warning: What a user must know of them.
             classes: The labels' names, in their order.
+            track: Shows how far resizing has come.
 
         Raises:
             DataError: If there are too few images.
@@ -174,7 +172,7 @@ class Dataset:
         everything = len(train[0])
         images, labels = (None if array is None else array[: config.train_images or None] for array in train)
         assert images is not None
-        shaped, held_out_shaped = shaping.shape(config, images, held_out[0])
+        shaped, held_out_shaped = shaping.shape(config, images, held_out[0], track=track)
         canonical = canonical and shaped.shape == images.shape
         labels, held_out_labels, classes = compact(labels, held_out[1], classes)
         description = f"{TITLES.get(name, name)}, {len(images):,} training and {len(held_out[0]):,} held-out images, from {origin}"
@@ -229,7 +227,7 @@ def fingerprints(
     }
 
 
-def load(config: Data, progress: Tell = print, track: Track = lambda items, count, what: items) -> Dataset:
+def load(config: Data, progress: Tell = print, track: Track = untracked) -> Dataset:
     """The data set that the settings ask for. A source or folder named explicitly is never replaced by another.
 
     Args:
@@ -258,6 +256,7 @@ def load(config: Data, progress: Tell = print, track: Track = lambda items, coun
         (data.images, data.labels),
         (data.held_out_images, data.held_out_labels),
         classes=data.info.get("classes"),
+        track=track,
     )
 
 

@@ -78,7 +78,7 @@ def load(config: Data, tell: Tell, track: Track) -> Dataset:
         tell(f"{root}: no labels, for which all images must lie in two or more subfolders")
     splits = []
     for chosen in (read.which < len(parts[0]), read.which >= len(parts[0])):
-        splits.append(canonical_order(read.images[chosen], None if labels is None else labels[chosen]))
+        splits.append(canonical_order(read.images[chosen], None if labels is None else labels[chosen], track))
     name, origin = config.name or folder_name(root), f"the image files in {root}"
     apart = splits[1] if len(parts) > 1 else None
     return Dataset.of(config, "folder", name, origin, splits[0], apart, classes=classes)

@@ -13,6 +13,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from psgjax import memory
 from psgjax.config import Data
 from psgjax.data.dataset import INSTEAD, TITLES, Dataset
 from psgjax.data.splits import DataError, Split, canonical_order, folder_name
-from psgjax.sources import Tell, Track
+from psgjax.sources import Tell, Track, untracked
 
 # The names that LeCun, Cortes and Burges gave them: images and labels to train on, and held-out ones.
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -49,7 +50,7 @@ def load(config: Data, tell: Tell, track: Track) -> Dataset:
     if config.dir is None:
         raise DataError(f"data.source idx without data.dir; {INSTEAD}.")
     found, files = _choose(config.dir, config.name)
-    train, held_out = read_splits(config.dir, files, config.transpose)
+    train, held_out = read_splits(config.dir, files, config.transpose, track)
     published = held_out and published_name(train, held_out)
     if config.name in TITLES and published != config.name:
         holds = f"holds {TITLES[published]}" if published else f"does not hold {TITLES[config.name]} as published"
@@ -64,7 +65,7 @@ def load(config: Data, tell: Tell, track: Track) -> Dataset:
         )
     name = published or config.name or found or folder_name(config.dir)
     origin = f"the IDX files in {config.dir}"
-    return Dataset.of(config, "idx", name, origin, train, held_out, canonical=bool(published))
+    return Dataset.of(config, "idx", name, origin, train, held_out, canonical=bool(published), track=track)
 
 
 def fingerprint(train: Split, held_out: Split) -> str:
@@ -147,14 +148,17 @@ def _missing(files: Files, name: str) -> list[str]:
     return [f"{name}-{file}" if name else file for key, file in standard if key in lacking]
 
 
-def read_splits(folder: Path, files: Files | None = None, transpose: bool = False) -> tuple[Split, Split | None]:
+def read_splits(
+    folder: Path, files: Files | None = None, transpose: bool = False, track: Track = untracked
+) -> tuple[Split, Split | None]:
     """The training and, where there is one, the held-out split of the one set in `folder`, or of the given files.
 
     Raises:
         DataError: If a file is missing or malformed, or if the files do not belong together.
     """
     files = files or _choose(folder, None)[1]
-    splits = {name: _read_split(paths["images"], paths.get("labels"), transpose) for name, paths in files.items()}
+    read = partial(_read_split, transpose=transpose, track=track)
+    splits = {name: read(paths["images"], paths.get("labels")) for name, paths in files.items()}
     train, held_out = splits["train"], splits.get("test")
     if held_out and train[0].shape[1:] != held_out[0].shape[1:]:
         sizes = ["x".join(map(str, images.shape[1:3])) for images, _ in (train, held_out)]
@@ -165,18 +169,18 @@ def read_splits(folder: Path, files: Files | None = None, transpose: bool = Fals
     return train, held_out
 
 
-def _read_split(images_path: Path, labels_path: Path | None, transpose: bool) -> Split:
+def _read_split(images_path: Path, labels_path: Path | None, transpose: bool, track: Track) -> Split:
     images = read_idx(images_path, 3)[..., None]
     images = np.ascontiguousarray(images.swapaxes(1, 2)) if transpose else images
     if labels_path is None:
-        return canonical_order(images)
+        return canonical_order(images, None, track)
     labels = read_idx(labels_path, 2)[:, 0] if "idx2" in labels_path.name else read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise DataError(
             f"{images_path} has {len(images)} images and {labels_path} has {len(labels)} labels; "
             "there must be one label for each image: put the files of one data set into the folder."
         )
-    return canonical_order(images, labels)
+    return canonical_order(images, labels, track)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

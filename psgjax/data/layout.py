@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from psgjax.config import ConfigError, RangeName
+from psgjax.sources import Track, untracked
 
 MOST_BYTES = 2**31  # of an array, unpacked: a small .npz can hold a terabyte
 _FEW = 50  # values, or 1 % of them, may be stray
@@ -92,7 +93,9 @@ def _opened(path: Path, use: Callable[[Any], Any], most: int | None) -> Any:
         raise ConfigError(f"{path} cannot be read as an array of images: {error}") from None
 
 
-def to_images(array: np.ndarray, name: str, given: RangeName | None = None, option: str = "--range") -> np.ndarray:
+def to_images(
+    array: np.ndarray, name: str, given: RangeName | None = None, option: str = "--range", track: Track = untracked
+) -> np.ndarray:
     """An array as images, uint8 [K, n, H, W, C].
 
     Args:
@@ -100,6 +103,7 @@ def to_images(array: np.ndarray, name: str, given: RangeName | None = None, opti
         name: Of the array, for messages.
         given: What black and white are; only what is certain is read without.
         option: How it is given, for messages.
+        track: Shows how far the scaling of values has come.
 
     Raises:
         ConfigError: If the layout or the range of the values is not certain, or a value is not in the range that is given.
@@ -110,7 +114,8 @@ def to_images(array: np.ndarray, name: str, given: RangeName | None = None, opti
         return grey(array)
     pixels = np.empty(array.shape, np.uint8)
     for images, into in zip(array, pixels, strict=True):
-        for start in range(0, len(images), _CHUNK):
+        starts = range(0, len(images), _CHUNK)
+        for start in track(starts, len(starts), "scaling values"):
             part = slice(start, start + _CHUNK)
             into[part] = np.clip(np.rint((images[part].astype(np.float64) - low) * (255 / (high - low))), 0, 255)
     return grey(pixels)

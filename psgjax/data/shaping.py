@@ -7,6 +7,7 @@ from PIL import Image
 
 from psgjax.config import Data
 from psgjax.data import layout
+from psgjax.sources import Track, untracked
 
 _LUMA = np.array([19595, 38470, 7471])  # of R, G and B in 65536: ITU-R BT.601, as Pillow has it
 
@@ -32,10 +33,11 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return np.stack(luma)[..., None]
 
 
-def shape(config: Data, *parts: np.ndarray) -> list[np.ndarray]:
+def shape(config: Data, *parts: np.ndarray, track: Track = untracked) -> list[np.ndarray]:
     """Images of each part in the size and the channels that the settings ask for, all parts alike."""
     if config.size:
-        parts = tuple(np.stack([fit(image, config.size) for image in part]) for part in parts)
+        tracked = [track(part, len(part), "resizing images") for part in parts]
+        parts = tuple(np.stack([fit(image, config.size) for image in part]) for part in tracked)
     if config.colour == "as-is":
         grey = [layout.grey(part) for part in parts]
         channels = max(part.shape[-1] for part in grey)

@@ -15,6 +15,7 @@ import numpy as np
 
 from psgjax.config import ConfigError, RangeName
 from psgjax.data import layout
+from psgjax.sources import Track, untracked
 
 Split = tuple[np.ndarray, np.ndarray | None]  # images uint8 [N, H, W, C], and labels [N] or None
 
@@ -23,14 +24,15 @@ class DataError(ConfigError):
     """Images that cannot be had as asked; one line says what was given, what is accepted and what to do."""
 
 
-def canonical_order(images: np.ndarray, labels: np.ndarray | None = None) -> Split:
+def canonical_order(images: np.ndarray, labels: np.ndarray | None = None, track: Track = untracked) -> Split:
     """Images [N, H, W, C] uint8, and labels [N] if there are any, sorted by the SHA-256 of each image's bytes and label."""
 
     def end(label: Any) -> bytes:
         return bytes([label]) if isinstance(label, int) and 0 <= label < 256 else str(label).encode()
 
     ends = [b""] * len(images) if labels is None else map(end, labels.tolist())
-    keys = [hashlib.sha256(image.tobytes() + end).digest() for image, end in zip(images, ends, strict=True)]
+    items = track(zip(images, ends, strict=True), len(images), "ordering images")
+    keys = [hashlib.sha256(image.tobytes() + end).digest() for image, end in items]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return images[order], None if labels is None else labels[order]
 
@@ -40,7 +42,9 @@ def folder_name(path: Path) -> str:
     return path.absolute().stem or "images"
 
 
-def checked_split(images: Any, labels: Any, name: str, given: RangeName | None, option: str) -> Split:
+def checked_split(
+    images: Any, labels: Any, name: str, given: RangeName | None, option: str, track: Track = untracked
+) -> Split:
     """Arrays of a user's as images and labels in canonical order.
 
     Args:
@@ -49,6 +53,7 @@ def checked_split(images: Any, labels: Any, name: str, given: RangeName | None, 
         name: Of the images, for messages.
         given: What is black and what is white, where it is said.
         option: How that is said, for messages.
+        track: Shows how far it has come.
 
     Raises:
         DataError: If labels do not fit the images.
@@ -59,9 +64,9 @@ def checked_split(images: Any, labels: Any, name: str, given: RangeName | None, 
         raise DataError(
             f"{name} holds an array {list(images.shape)}; it must be [N, H, W], [N, H, W, C] or [N, C, H, W]."
         )
-    pixels = layout.to_images(images, name, given, option)[0]
+    pixels = layout.to_images(images, name, given, option, track)[0]
     if labels is None:
-        return canonical_order(pixels)
+        return canonical_order(pixels, None, track)
     labels = np.asarray(labels)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iubU":
@@ -69,7 +74,7 @@ def checked_split(images: Any, labels: Any, name: str, given: RangeName | None, 
             f"{name} holds {len(pixels)} images, and labels {list(labels.shape)} of {labels.dtype}; they must be [N] whole numbers "
             "or texts, one for each image."
         )
-    return canonical_order(pixels, labels)
+    return canonical_order(pixels, labels, track)
 
 
 def parted(everything: Split, share: float, origin: str) -> tuple[Split, Split]:

@@ -33,7 +33,7 @@ def load(config: Data, tell: Tell, track: Track) -> Dataset:
     train, held_out, folder = read_splits(config, tell)
     name = _name(config)
     origin = f"TensorFlow Datasets in {folder}"
-    return Dataset.of(config, "tfds", name, origin, train, held_out, canonical=name in TITLES)
+    return Dataset.of(config, "tfds", name, origin, train, held_out, canonical=name in TITLES, track=track)
 
 
 def _name(config: Data) -> str:

@@ -21,6 +21,7 @@ from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation import fitting
 from psgjax.evaluation.classifier import Classifier
 from psgjax.schema import local_path
+from psgjax.sources import Track, untracked
 
 # Accuracies in telling four rotations apart: of a guess, and of a network whose features are used.
 _CHANCE, _USEFUL = 0.25, 0.4
@@ -59,7 +60,7 @@ def of_network(network: Classifier, name: str = "classifier", note: str | None =
 
 
 def of_data(
-    data: Dataset, progress: Callable[[str], None] = print, given: Features | None = None
+    data: Dataset, progress: Callable[[str], None] = print, given: Features | None = None, track: Track = untracked
 ) -> tuple[Classifier | None, Features | None, str]:
     """The classifier of a data set and its features; without labels none, and those that tell rotations apart.
 
@@ -67,11 +68,12 @@ def of_data(
         data: What they are trained on at first use, and kept for (`fitting`).
         progress: Takes a line of text about anything slow or unexpected.
         given: In place of these features.
+        track: Shows how far their training has come.
 
     Returns:
         The classifier, the features, and why there is none of the one or the other.
     """
-    classifier = fitting.for_data(data, progress)
+    classifier = fitting.for_data(data, progress, track)
     if classifier is not None:
         return classifier, given or of_network(classifier), ""
     if given is not None:
@@ -79,7 +81,7 @@ def of_data(
     height, width = data.images.shape[1:3]
     if height != width or height % 4:
         return None, None, f"there are no labels, and images of {width}x{height} cannot be turned by 90 degrees"
-    network = fitting.rotations(data, progress)
+    network = fitting.rotations(data, progress, track)
     accuracy = network.info["accuracy"]
     tells = f"a network that tells four rotations of held-out images apart in {accuracy:.0%} of cases (chance: {_CHANCE:.0%})"
     if accuracy < _USEFUL:

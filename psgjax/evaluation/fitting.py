@@ -20,6 +20,7 @@ from psgjax.data.dataset import Dataset
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier, ClassifierError
 from psgjax.lowering import conv
+from psgjax.sources import Track, untracked
 
 Tree = Any
 
@@ -39,6 +40,7 @@ def fit(
     seed: int = 0,
     held_out: tuple[np.ndarray, np.ndarray | None] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    track: Track = untracked,
 ) -> Classifier:
     """Train a classifier with Adam, its learning rate falling to zero along a cosine, on randomly shifted images.
 
@@ -52,6 +54,7 @@ def fit(
         seed: Every random number follows from it.
         held_out: Images and labels to measure the accuracy on; if None, a tenth of the given ones, which is not trained on.
         progress: Called after each epoch with its number, from 1, and its mean loss.
+        track: Shows how many of the epochs are done.
 
     Raises:
         ValueError: If images or labels are not as described above.
@@ -64,7 +67,7 @@ def fit(
     key, arrays = jax.random.key(seed), (jnp.asarray(images), jnp.asarray(labels))
     init, program = _training(classes, image_shape, len(images), epochs, turned)
     params, opt_state = init(jax.random.fold_in(key, _INIT))
-    for epoch in range(epochs):
+    for epoch in track(range(epochs), epochs, "training what images are measured by"):
         epoch_key = jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), epoch)
         params, opt_state, loss = program(params, opt_state, *arrays, epoch_key)
         if progress:
@@ -107,7 +110,7 @@ def _checked(
     return images, labels, held_out, classes
 
 
-def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifier | None:
+def for_data(data: Dataset, progress: Callable[[str], None] = print, track: Track = untracked) -> Classifier | None:
     """The classifier for a data set: the shipped one for MNIST, one of its own for other labelled data, None without labels.
 
     A classifier of its own is trained on first use, which takes minutes, and kept in the user's cache folder under a hash of
@@ -116,6 +119,7 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
     Args:
         data: Its training images train the classifier, its held-out images give the accuracy.
         progress: Takes a line of text about anything slow or unexpected.
+        track: Shows how far the training has come.
 
     Raises:
         ValueError: If images and labels cannot train a classifier (`fit`).
@@ -127,17 +131,17 @@ def for_data(data: Dataset, progress: Callable[[str], None] = print) -> Classifi
         return classifiers.shipped()
     digest = hashlib.sha256(data.info["sha256"].encode() + np.ascontiguousarray(data.labels, np.int32).data).hexdigest()
     epochs = _epochs(data, _LEAST_EPOCHS, _CLASSIFIER_PIXELS)
-    return _kept_or_trained(data, Path("classifiers", digest), "classifier", epochs, progress)
+    return _kept_or_trained(data, Path("classifiers", digest), "classifier", epochs, progress, track)
 
 
-def rotations(data: Dataset, progress: Callable[[str], None] = print) -> Classifier:
+def rotations(data: Dataset, progress: Callable[[str], None] = print, track: Track = untracked) -> Classifier:
     """A network that tells by how much square images of a data set, sides multiples of 4, were turned; its accuracy in `info`.
 
     It is trained on first use, which takes a minute or two, and kept as `for_data` has it.
     """
     unlabelled = dataclasses.replace(data, labels=None, held_out_labels=None)
     place, epochs = Path("rotations", data.info["sha256"]), _epochs(data, _LEAST_TURNS, _PIXELS)
-    return _kept_or_trained(unlabelled, place, "features that tell rotations", epochs, progress)
+    return _kept_or_trained(unlabelled, place, "features that tell rotations", epochs, progress, track)
 
 
 def _epochs(data: Dataset, least: int, pixels: int) -> int:
@@ -145,7 +149,9 @@ def _epochs(data: Dataset, least: int, pixels: int) -> int:
     return min(max(least, math.ceil(pixels / math.prod(data.images.shape[:3]))), _MOST_EPOCHS)
 
 
-def _kept_or_trained(data: Dataset, place: Path, what: str, epochs: int, progress: Callable[[str], None]) -> Classifier:
+def _kept_or_trained(
+    data: Dataset, place: Path, what: str, epochs: int, progress: Callable[[str], None], track: Track
+) -> Classifier:
     """The network kept in that place of the user's cache folder, or one that is trained now, and kept there."""
     path = (kept.cache_folder() / place).with_suffix(".safetensors")
     if path.exists():
@@ -164,7 +170,7 @@ def _kept_or_trained(data: Dataset, place: Path, what: str, epochs: int, progres
             progress(f"{what} for {name}: epoch {epoch} of {epochs}, loss {loss:.4f}")
 
     held_out = (data.held_out_images, data.held_out_labels) if len(data.held_out_images) else None
-    classifier = fit(data.images, data.labels, epochs=epochs, held_out=held_out, progress=tell)
+    classifier = fit(data.images, data.labels, epochs=epochs, held_out=held_out, progress=tell, track=track)
     classifier.info.update(data=name, data_sha256=data.info["sha256"])
     progress(f"{what} for {name}: {classifier.info['accuracy']:.2%} of the held-out images right")
     try:

@@ -17,6 +17,7 @@ from psgjax.evaluation import c2st, features, frechet, manifold, modes, neighbou
 from psgjax.evaluation import classifier as classifiers
 from psgjax.evaluation.classifier import Classifier
 from psgjax.evaluation.features import Features, Given
+from psgjax.sources import Track, untracked
 
 Scores = dict[str, Any]
 
@@ -57,9 +58,11 @@ class Reference:
     distances: np.ndarray | None
 
 
-def reference_of(data: Dataset, progress: Callable[[str], None] = print, given: Given = None) -> Reference:
+def reference_of(
+    data: Dataset, progress: Callable[[str], None] = print, given: Given = None, track: Track = untracked
+) -> Reference:
     """The held-out images of a data set, with its classifier, its training images and, if no others are given, its features."""
-    classifier, embedding, why = features.of_data(data, progress, features.chosen(given, data.held_out_images))
+    classifier, embedding, why = features.of_data(data, progress, features.chosen(given, data.held_out_images), track)
     return reference(data.held_out_images, data.images, classifier, described(data), embedding, why)
 
 

@@ -24,13 +24,13 @@ from psgjax.method.epochs import make_run
 from psgjax.method.sharding import agreed, gathered, place_images
 from psgjax.method.state import TrainState, abstract, make_init, placed
 from psgjax.networks import build, stack
+from psgjax.progress import ProgressDisplay, duration
 from psgjax.runs import divergence
 from psgjax.runs.folder import RunFolder, opened, restore
 from psgjax.runs.identity import check_folder, runs_of
 from psgjax.runs.metrics import Line, check_lines
 from psgjax.shell import Failure, Stop, tell
 from psgjax.training.observer import Observer
-from psgjax.training.progress import ProgressDisplay, duration
 
 Tree = Any
 
@@ -165,7 +165,7 @@ class _Loop:
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
-        self.observer = Observer(config, data, per_epoch, self.worker, tell(console), given)
+        self.observer = Observer(config, data, per_epoch, self.worker, console, given)
         state = abstract(config, image_shape, mesh, count if self.stacked else None)
         updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))

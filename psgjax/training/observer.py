@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 from psgjax.config import Config
 from psgjax.data.dataset import Dataset
@@ -20,7 +21,9 @@ from psgjax.evaluation.features import Features, of_data
 from psgjax.evaluation.score import Reference, Scores, beside_nearest, described, reference, score
 from psgjax.method.inference import make_accuracy, make_batch_sampler, make_grid
 from psgjax.method.state import TrainState, copied
+from psgjax.progress import busy, tracker
 from psgjax.runs.folder import RunFolder
+from psgjax.shell import tell
 
 Tree = Any
 
@@ -54,11 +57,11 @@ class Observer:
         data: Dataset,
         per_epoch: int,
         worker: ThreadPoolExecutor,
-        tell: Callable[[str], None],
+        console: Console,
         given: Features | None = None,
     ) -> None:
         self.config, self.data, self.per_epoch = config, data, per_epoch
-        self.worker, self.tell, self.given = worker, tell, given
+        self.worker, self.console, self.given = worker, console, given
         image_shape = data.images.shape[1:]
         self.held_out = jnp.asarray(data.held_out_images[:_JUDGED])
         self.judge = make_accuracy(config, image_shape)
@@ -81,12 +84,14 @@ class Observer:
 
     def _reference(self, run: RunFolder) -> Reference:
         """The real images with their features, for which a network may be trained on first use, and say so."""
-        classifier, features, why = of_data(self.data, self.tell, self.given)
+        line, data = tell(self.console), self.data
+        classifier, features, why = of_data(data, line, self.given, tracker(self.console))
         if features is None:
-            self.tell(f"the quality of samples is not measured: {why}")
+            line(f"the quality of samples is not measured: {why}")
         else:
-            run.check_features(features.name, features.sha256, self.tell)
-        return reference(self.data.held_out_images, self.data.images, classifier, described(self.data), features, why)
+            run.check_features(features.name, features.sha256, line)
+        with busy(self.console, "measuring held-out images", plain=False):
+            return reference(data.held_out_images, data.images, classifier, described(data), features, why)
 
     def begin(self, runs: list[tuple[RunFolder, TrainState]], step: int) -> None:
         """The first pictures; and D's judgement, compiled now and not when the first epoch ends."""
@@ -133,13 +138,14 @@ class Observer:
         awaited = self.real
 
         def work() -> Scores:
-            images, real = np.concatenate(jax.device_get(batches), axis=1), awaited.result()
-            if last:
-                write_png(
-                    run.path / "neighbours.png",
-                    image_grid(beside_nearest(images[:, :_NEIGHBOURS], real), columns=_NEIGHBOURS),
-                )
-            return score(images, real)
+            with busy(self.console, "measuring samples", plain=last):
+                images, real = np.concatenate(jax.device_get(batches), axis=1), awaited.result()
+                if last:
+                    write_png(
+                        run.path / "neighbours.png",
+                        image_grid(beside_nearest(images[:, :_NEIGHBOURS], real), columns=_NEIGHBOURS),
+                    )
+                return score(images, real)
 
         future = self.worker.submit(work)
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from psgjax.training import progress
+from psgjax import progress
 
 
 def test_without_a_terminal_progress_is_plain_lines():

@@ -1,15 +1,48 @@
-"""The progress of a run on the terminal."""
+"""What is being done, and how far it has come: on a terminal something that moves, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn, track
+from rich.text import Text
 
-from psgjax.runs.metrics import Line
 from psgjax.shell import one_line, tell
+from psgjax.sources import Track
+
+if TYPE_CHECKING:
+    from psgjax.runs.metrics import Line
+
+_SPINNER = "line"  # of ASCII alone
+
+
+def moves(console: Console) -> bool:
+    """Whether it can draw over what it has shown."""
+    return console.is_interactive and not console.quiet
+
+
+@contextmanager
+def busy(console: Console, what: str, plain: bool = True) -> Iterator[None]:
+    """Show what is being done while it lasts; where nothing moves as one line when it begins, if `plain`."""
+    if moves(console):
+        with console.status(Text(one_line(what)), spinner=_SPINNER):
+            yield
+        return
+    if plain:
+        tell(console)(what)
+    yield
+
+
+def tracker(console: Console) -> Track:
+    """A function that shows a bar for a loop over items while it lasts."""
+    return lambda items, count, what: track(
+        items, what, count, console=console, transient=True, disable=not moves(console)
+    )
 
 
 class ProgressDisplay:
@@ -24,8 +57,9 @@ class ProgressDisplay:
         self._first: tuple[float, int] | None = None  # when the first call, which waits for the compiler, was done
         self._told = time.monotonic()
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if moves(console):
             columns = (
+                SpinnerColumn(_SPINNER),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(None),
                 TextColumn("{task.fields[text]}", markup=False),
