@@ -146,6 +146,15 @@ def test_what_nohup_ignores_stays_ignored():
     assert stop.signal == 0
 
 
+def test_an_end_at_once_leaves_the_cursor_visible():
+    terminal_, its_other_end = os.openpty()
+    work = "from psgjax import shell; shell._end(3)"
+    assert subprocess.run([sys.executable, "-c", work], cwd=ROOT, stdout=its_other_end).returncode == 3
+    assert os.read(terminal_, 100) == b"\x1b[?25h"
+    os.close(terminal_)
+    os.close(its_other_end)
+
+
 def test_commands_run_in_a_thread():
     statuses = []
 

@@ -129,6 +129,7 @@ def score(images: np.ndarray, real: Reference, progress: Callable[[str], None] =
         scores["classifier"] = real.classifier.info["weights_sha256"][:12]
     if real.embedding is not None:
         scores |= {"features": real.embedding.name, "features_sha256": real.embedding.sha256}
+        scores |= {"features_note": real.embedding.note} if real.embedding.note else {}
         scores |= _compared(images, real.embedding, real, progress)
     if real.training is not None:
         assert real.distances is not None

@@ -20,6 +20,7 @@ _ELSEWHERE = (
     "classifier",
     "features",
     "features_sha256",
+    "features_note",
     "generators",
     "left_out",
     "notes",

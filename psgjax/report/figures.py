@@ -129,17 +129,15 @@ def quality_figure(runs: list[Run]) -> Figure:
 def classes_figure(runs: list[Run]) -> Figure:
     """The classes that the classifier sees in the samples at each evaluation: one row per generator, one more for all of them."""
     rows = []
-    for run in runs:
-        evaluations = run.seeds[0].evaluations  # which generator makes which class is another matter for every seed
-        if evaluations and "histogram" in evaluations[-1][1]:
-            found = [evaluation for _, evaluation in evaluations]
-            for index in range(len(found[-1].get("generators", []))):
-                histograms = [one["generators"][index]["histogram"] for one in found]
-                rows.append((f"{run.name}, generator {index + 1}", run, histograms))
-            rows.append((f"{run.name}, all samples", run, [one["histogram"] for one in found]))
-    figure = Figure(figsize=(8, 0.8 + 1.7 * max(1, len(rows))), layout="constrained")
-    panels = figure.subplots(max(1, len(rows)), squeeze=False)[:, 0]
-    for (title, run, histograms), axes in zip(rows, panels, strict=False):
+    for run in filter(_classified, runs):
+        found = [evaluation for _, evaluation in run.seeds[0].evaluations]
+        for index in range(len(found[-1].get("generators", []))):
+            histograms = [one["generators"][index]["histogram"] for one in found]
+            rows.append((f"{run.name}, generator {index + 1}", run, histograms))
+        rows.append((f"{run.name}, all samples", run, [one["histogram"] for one in found]))
+    figure = Figure(figsize=(8, 0.8 + 1.7 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), squeeze=False)[:, 0]
+    for (title, run, histograms), axes in zip(rows, panels, strict=True):
         shares = np.array(histograms).T
         image = axes.imshow(shares, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=3 / len(shares))
         epochs = [f"{epoch:g}" for epoch, _ in run.seeds[0].evaluations]
@@ -154,8 +152,8 @@ def classes_figure(runs: list[Run]) -> Figure:
 def neighbours_figure(runs: list[Run]) -> Figure:
     """Samples at the end, each above the training image nearest to it."""
     runs = [run for run in runs if run.neighbours is not None]
-    figure = Figure(figsize=(8, 0.4 + 2.6 * max(1, len(runs))), layout="constrained")
-    for run, axes in zip(runs, figure.subplots(max(1, len(runs)), squeeze=False)[:, 0], strict=False):
+    figure = Figure(figsize=(8, 0.4 + 2.6 * len(runs)), layout="constrained")
+    for run, axes in zip(runs, figure.subplots(len(runs), squeeze=False)[:, 0], strict=True):
         axes.imshow(run.neighbours, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"{run.name}: each generator's samples, the nearest training images below them", fontsize=10)
         axes.set_axis_off()
@@ -178,15 +176,22 @@ FIGURES: dict[str, Callable[[list[Run]], Figure]] = {
     "samples": samples_figure,
     "branches": branches_figure,
 }
-REGULARISER_FIGURES = {"regularisers": regularisers_figure}
-QUALITY_FIGURES = {"quality": quality_figure, "classes": classes_figure, "neighbours": neighbours_figure}
 
 
 def drawn(runs: list[Run]) -> dict[str, Callable[[list[Run]], Figure]]:
     """The figures that there is something to draw of, by name."""
-    regularised = any(map(_regularisers, runs))
-    evaluated = any(run.evaluations for run in runs)
-    return FIGURES | (REGULARISER_FIGURES if regularised else {}) | (QUALITY_FIGURES if evaluated else {})
+    optional: dict[str, tuple[Callable[[list[Run]], Figure], bool]] = {
+        "regularisers": (regularisers_figure, any(map(_regularisers, runs))),
+        "quality": (quality_figure, any(run.evaluations for run in runs)),
+        "classes": (classes_figure, any(map(_classified, runs))),
+        "neighbours": (neighbours_figure, any(run.neighbours is not None for run in runs)),
+    }
+    return FIGURES | {name: draw for name, (draw, something) in optional.items() if something}
+
+
+def _classified(run: Run) -> bool:
+    """Whether a classifier saw its samples: of the first seed, as which generator makes which class differs between seeds."""
+    return any("histogram" in scores for _, scores in run.seeds[0].evaluations[-1:])
 
 
 def _regularisers(run: Run) -> list[str]:

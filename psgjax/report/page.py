@@ -20,6 +20,7 @@ from psgjax.files import write_atomically
 from psgjax.report import claims, convergence, intervals
 from psgjax.report.figures import STYLE, drawn
 from psgjax.report.results import Run, load
+from psgjax.runs.metrics import distance_name
 
 
 def write(folder: Path) -> Path:
@@ -52,7 +53,11 @@ def write(folder: Path) -> Path:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    templates.filters |= {"show": _show, "percent": _percent}
+    templates.filters |= {
+        "show": _show,
+        "percent": _percent,
+        "distance": lambda scores: scores.get(distance_name(scores)),
+    }
     page = templates.get_template("page.html.j2").render(
         **summary,
         runs=runs,
@@ -63,7 +68,7 @@ def write(folder: Path) -> Path:
             [dataclasses.asdict(run.config) | {"seed": [seed.config.seed for seed in run.seeds]} for run in runs]
         ),
         environment=_rows([run.environment for run in runs]),
-        distances=sorted({name[3:] for run in runs for name in run.summary["quality"] or {} if name.startswith("fd_")}),
+        distances=_distances(runs),
         regularisers=sorted({name for run in runs for name in run.summary["regularisers"]}),
         convergence=convergence,
         claims=claims,
@@ -72,6 +77,13 @@ def write(folder: Path) -> Path:
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _distances(runs: list[Run]) -> list[tuple[str, str, int]]:
+    """The Fréchet distances that were measured: what scores call each, what the page does, and its decimals."""
+    names = filter(None, {distance_name(run.summary["quality"] or {}) for run in runs})
+    labels = {"fcd": "FCD (Fréchet distance on the classifier's features)"}
+    return [(name, labels.get(name, f"Fréchet distance on the features {name[3:]}"), 2) for name in sorted(names)]
 
 
 def _with_seeds(run: Run) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """psgjax train and the other doors: any of the sources, one folder, one report, from Python as from the command line."""
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -14,7 +16,11 @@ from PIL import Image
 import psgjax
 from experiments import fashion_mnist
 from psgjax import __main__ as doors
+from psgjax.commands import report, train
 from psgjax.data import idx
+from psgjax.evaluation import fitting
+from psgjax.report import page
+from psgjax.training import observer
 
 QUICK = ["--epochs", "1", "--batch-size", "500", "--network.width", "4", "--evaluation-epochs", "0"]
 SMALL = ["--steps", "2", "--batch-size", "8", "--network.width", "2", "--evaluation-epochs", "0", "--methods", "gan"]
@@ -45,6 +51,64 @@ def test_an_unknown_door_is_one_line_and_help_loads_no_jax():
         assert "Traceback" not in done.stderr
     assert "error: unknown command 'trian'; known are train, sample, evaluate, report, replay." in done.stderr
     assert run("--version").stdout.strip() == psgjax.__version__
+
+
+def before_jax(tmp_path, command, **streams):
+    """Start a command in which loading jax takes half a second and ends it."""
+    ending = "import os, time\ntime.sleep(0.5)\nprint('jax', flush=True)\nos._exit(3)"
+    (tmp_path / "jax.py").write_text(ending, encoding="utf-8")
+    root = Path(psgjax.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}", "TERM": "xterm"}
+    return subprocess.Popen([sys.executable, "-m", "psgjax", command], env=environment, **streams)
+
+
+def test_a_line_is_there_before_jax_is_loaded(tmp_path):
+    with before_jax(tmp_path, "train", stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.read() == "loading jax\njax\n"
+
+
+def test_something_moves_on_a_terminal_while_jax_is_loaded(tmp_path):
+    for command, said in (("train", b"loading jax"), ("evaluate", b"loading psgjax evaluate")):
+        terminal, its_other_end = os.openpty()
+        with before_jax(tmp_path, command, stdin=subprocess.DEVNULL, stdout=its_other_end, stderr=its_other_end):
+            os.close(its_other_end)
+            shown = b""
+            while b"jax\r\n" not in shown:
+                shown += (more := os.read(terminal, 4096))
+                assert more
+        os.close(terminal)
+        assert shown.count(said) > 1
+
+
+def test_whatever_takes_its_time_is_shown_from_the_command_to_the_report(tmp_path, monkeypatch, own_cache):
+    shown = []
+
+    @contextmanager
+    def busy(console, what, plain=True):
+        shown.append(what)
+        yield
+
+    for module in (train, observer, report):
+        monkeypatch.setattr(module, "busy", busy)
+    for module in (train, observer):
+        monkeypatch.setattr(module, "tracker", lambda console: lambda items, count, what: shown.append(what) or items)
+    monkeypatch.setattr(fitting, "_PIXELS", 0)
+    monkeypatch.setattr(page, "write", lambda folder: folder / "report.html")
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).uniform(-1, 1, (60, 10, 10)))
+    given = ["--data.dir", str(tmp_path / "mine.npy"), "--data.size", "8", "--evaluation-samples", "20"]
+    given += ["--steps", "1", "--batch-size", "8", "--network.width", "2", "--methods", "gan"]
+    assert doors.main(["train", *given, "--out", str(tmp_path / "out")]) == 0
+    assert list(dict.fromkeys(shown)) == [
+        "loading jax",
+        "reading the images",
+        "scaling values",
+        "ordering images",
+        "resizing images",
+        "training what images are measured by",
+        "measuring held-out images",
+        "measuring samples",
+        "drawing the report",
+    ]
 
 
 def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, capsys):

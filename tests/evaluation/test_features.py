@@ -163,6 +163,8 @@ def test_a_home_is_found(tmp_path, monkeypatch):
 def test_images_without_labels_are_scored_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fitting, "_PIXELS", 64 * 2000)
+    tracked = []
+    monkeypatch.setattr(evaluate, "tracker", lambda console: lambda items, count, what: tracked.append(what) or items)
     ramp = np.linspace(0, 200, 64).reshape(8, 8, 1)
     images = (ramp + np.random.default_rng(0).integers(0, 50, (120, 8, 8, 1))).astype(np.uint8)
     np.save(tmp_path / "real.npy", images[:80])
@@ -176,6 +178,7 @@ def test_images_without_labels_are_scored_on_the_command_line(tmp_path, monkeypa
     ]
     assert evaluate.main(arguments) == 0
     told, found = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+    assert tracked == ["training what images are measured by"]
     assert "fd_rotations" in found
     assert found["notes"] == [line for line in told.splitlines() if line.startswith("features of a network")]
     assert f"on the features rotations, SHA-256 {found['features_sha256'][:12]}" in told

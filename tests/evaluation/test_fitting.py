@@ -41,6 +41,18 @@ def test_training_follows_from_the_seed(trained):
     assert not same(fit(seed=1).params, trained.params)
 
 
+def test_its_training_is_shown_epoch_by_epoch():
+    seen = []
+
+    def track(items, count, what):
+        for item in items:
+            seen.append((item, count))
+            yield item
+
+    fit(progress=lambda epoch, loss: seen.append(epoch), track=track)
+    assert seen == [each for epoch in range(EPOCHS) for each in ((epoch, EPOCHS), epoch + 1)]
+
+
 def test_without_held_out_images_a_tenth_is_held_out():
     images, labels = toy()
     info = fitting.fit(images[: COUNT + 7], labels[: COUNT + 7], epochs=EPOCHS, held_out=None).info

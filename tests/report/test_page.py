@@ -102,6 +102,24 @@ def test_drawn_again_it_is_the_same(finished):
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
+def test_of_images_without_labels_the_page_has_what_was_measured_and_why_the_rest_is_left_out(tmp_path):
+    left_out = {"histogram": "there are no labels", "missing_classes": "there are no labels", "c2st": "one generator"}
+    scores = {"samples": 2000, "fd_rotations": 3.394, "coverage": 0.5, "kid": 0.0001, "left_out": left_out}
+    scores["features_note"] = "features of a network that turns"
+    leave_run(tmp_path, evaluation=scores | {"generators": [{"fd_rotations": 4.25, "coverage": 0.4}] * 2})
+    page.write(tmp_path)
+    shown = Page(tmp_path / "report.html")
+    text = " ".join(shown.text.split())
+    assert "Fréchet distance on the features rotations3.39" in text
+    assert "Fréchet distance on the features rotations, of each generator4.25, 4.25" in text
+    assert "Measured onfeatures of a network that turns" in text
+    assert "Left outc2st: one generator; histogram, missing_classes: there are no labels" in text
+    assert not re.search("FCD \\(|Classes missing|Classifier score|Classes among|nearest training", text)
+    drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {*figures.FIGURES, "quality"}
+    assert "psg ends at 3.39." in [attributes["alt"] for tag, attributes in shown.tags if tag == "img"][-1]
+
+
 def test_every_method_fits(tmp_path):
     for name in METHODS:
         leave_run(tmp_path, name, snapshots=(0,))
