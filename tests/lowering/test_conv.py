@@ -61,10 +61,17 @@ def test_equals_lax_with_its_gradients(shape, dtype):
         assert got.dtype == dtype
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * abs(want).max())
 
-    for ours, reference, first in ((conv.down, reference_down, images), (conv.up, reference_up, features)):
-        got, vjp = jax.vjp(lambda a, b, f=ours: f(a, b, stride=stride), first, kernel)
-        want, reference_vjp = jax.vjp(reference, first, kernel)
-        for mine, theirs in zip((got, *vjp(want)), (want, *reference_vjp(want)), strict=True):
+    @partial(jax.jit, static_argnums=0)
+    def with_gradients(function, first, kernel, cotangents):
+        result, vjp = jax.vjp(function, first, kernel)
+        return result, *vjp(cotangents)
+
+    for ours, reference, first, second in (
+        (conv.down, reference_down, images, features),
+        (conv.up, reference_up, features, images),
+    ):
+        found = with_gradients(partial(ours, stride=stride), first, kernel, second)
+        for mine, theirs in zip(found, with_gradients(reference, first, kernel, second), strict=True):
             assert_close(mine, theirs)
 
 
@@ -73,11 +80,21 @@ def test_every_platforms_forms_are_equal(shape):
     size, stride, *_ = shape
     with jax.enable_x64(True):
         images, features, kernel = arrays(*shape)
-        options = {"stride": stride, "size": size}
-        for name, a, b in (("down", images, kernel), ("up", features, kernel), ("correlate", images, features)):
-            native = getattr(conv, f"_{name}_native")(a, b, **options)
-            for form in (conv_cpu, conv_products):
-                np.testing.assert_allclose(getattr(form, name)(a, b, **options), native, rtol=1e-12, atol=1e-12)
+
+        @jax.jit
+        def of_every_platform(images, features, kernel):
+            inputs = {"down": (images, kernel), "up": (features, kernel), "correlate": (images, features)}
+            return [
+                [
+                    form(*pair, stride=stride, size=size)
+                    for form in (getattr(conv, f"_{name}_native"), getattr(conv_cpu, name), getattr(conv_products, name))
+                ]
+                for name, pair in inputs.items()
+            ]
+
+        for native, *others in of_every_platform(images, features, kernel):
+            for other in others:
+                np.testing.assert_allclose(other, native, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -85,9 +102,16 @@ def test_up_and_correlate_are_adjoints_of_down(shape):
     size, stride, *_ = shape
     with jax.enable_x64(True):
         images, features, kernel = arrays(*shape)
-        inner = np.vdot(conv.down(images, kernel, stride=stride), features)
-        np.testing.assert_allclose(np.vdot(images, conv.up(features, kernel, stride=stride)), inner, rtol=1e-12)
-        np.testing.assert_allclose(np.vdot(kernel, conv._correlate(images, features, stride, size)), inner, rtol=1e-12)
+
+        @jax.jit
+        def maps(images, features, kernel):
+            down, up = conv.down(images, kernel, stride=stride), conv.up(features, kernel, stride=stride)
+            return down, up, conv._correlate(images, features, stride, size)
+
+        down, up, correlated = maps(images, features, kernel)
+        inner = np.vdot(down, features)
+        np.testing.assert_allclose(np.vdot(images, up), inner, rtol=1e-12)
+        np.testing.assert_allclose(np.vdot(kernel, correlated), inner, rtol=1e-12)
 
 
 @pytest.mark.uncovered
@@ -99,7 +123,7 @@ def test_second_derivatives_equal_finite_differences():
             def smooth(a, b, function=function):
                 return jnp.sum(jnp.tanh(function(a, b, stride=2)))
 
-            check_grads(smooth, (first, kernel), order=2, modes=["rev"])
+            check_grads(jax.jit(smooth), (first, kernel), order=2, modes=["rev"])
 
 
 @pytest.mark.uncovered
@@ -114,12 +138,13 @@ def test_vmap_of_gradients_equals_a_loop(mapped):
 
             args = [a if axis == 0 else a[0] for a, axis in zip((first, kernel), mapped, strict=True)]
             got = jax.jit(jax.vmap(jax.grad(loss, (0, 1)), mapped))(*args)
+            alone = jax.jit(jax.grad(loss, (0, 1)))
             for i in range(3):
-                want = jax.grad(loss, (0, 1))(*(a[i] if axis == 0 else a for a, axis in zip(args, mapped, strict=True)))
+                want = alone(*(a[i] if axis == 0 else a for a, axis in zip(args, mapped, strict=True)))
                 for mine, theirs in zip(got, want, strict=True):
                     np.testing.assert_allclose(mine[i], theirs, rtol=1e-12, atol=1e-12)
-            nested = jax.vmap(jax.vmap(loss))(*(np.stack([a, a + 1]) for a in (first, kernel)))
-            np.testing.assert_allclose(nested[0], jax.vmap(loss)(first, kernel), rtol=1e-12)
+            nested = jax.jit(jax.vmap(jax.vmap(loss)))(*(np.stack([a, a + 1]) for a in (first, kernel)))
+            np.testing.assert_allclose(nested[0], jax.jit(jax.vmap(loss))(first, kernel), rtol=1e-12)
 
 
 def test_no_slow_convolution_in_the_compiled_gradient():

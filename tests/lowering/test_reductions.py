@@ -70,29 +70,32 @@ def test_batch_norm_is_flaxs_with_gradients_and_statistics(shape):
     with jax.enable_x64(True):
         x, cotangents = normal(*shape) * 3 + 1, normal(*shape, seed=1)
         ours, theirs = BatchNorm(), nn.BatchNorm(momentum=0.9, dtype=jnp.float64, param_dtype=jnp.float64)
-        variables = ours.init(jax.random.key(0), x, True)
-        assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), x, True))
-        variables = jax.tree.map(lambda leaf: leaf + abs(normal(*leaf.shape, seed=3)), variables)
+        variables, other = (jax.eval_shape(lambda m=m: m.init(jax.random.key(0), x, True)) for m in (ours, theirs))
+        assert jax.tree.structure(variables) == jax.tree.structure(other)
+        variables = jax.tree.map(lambda leaf: 1 + abs(normal(*leaf.shape, seed=3)), variables)
 
         def apply(module, params, x):
             statistics = {"batch_stats": variables["batch_stats"]}
             options = {"train": True} if module is ours else {"use_running_average": False}
             return module.apply({"params": params, **statistics}, x, **options, mutable=["batch_stats"])
 
-        results = []
-        for module in (ours, theirs):
-            got, vjp, statistics = jax.vjp(lambda p, x, m=module: apply(m, p, x), variables["params"], x, has_aux=True)
+        @partial(jax.jit, static_argnums=0)
+        def found(module, x, cotangents):
+            got, vjp, statistics = jax.vjp(partial(apply, module), variables["params"], x, has_aux=True)
             evaluated = module.apply(
                 variables, x, **{"train": False} if module is ours else {"use_running_average": True}
             )
-            results.append((got, vjp(jnp.asarray(cotangents, got.dtype)), statistics, evaluated))
+            return got, vjp(jnp.asarray(cotangents, got.dtype)), statistics, evaluated
+
+        results = [found(module, x, cotangents) for module in (ours, theirs)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *results)
 
 
 def test_vmapped_over_generators_each_has_its_own_statistics():
     x = jnp.asarray(normal(3, 32, 2, 2, 4), jnp.float32)
     scale, bias = jnp.ones((3, 4)), jnp.zeros((3, 4))
-    got = jax.vmap(reductions.normalise)(x, scale, bias)
+    got = jax.jit(jax.vmap(reductions.normalise))(x, scale, bias)
+    alone = jax.jit(reductions.normalise)
     for i in range(3):
-        want = reductions.normalise(x[i], scale[i], bias[i])
+        want = alone(x[i], scale[i], bias[i])
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), got, want)
