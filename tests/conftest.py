@@ -31,7 +31,7 @@ from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
-from psgjax.runs import run
+from psgjax.runs import divergence, run
 from psgjax.sources import SOURCES
 from psgjax.switches import METHODS
 from psgjax.training import loop, observer
@@ -57,10 +57,11 @@ MAKERS = [
     *((loop, name) for name in ("make_run", "make_init", "abstract", "seconds_per_operation")),
     *((observer, name) for name in ("make_accuracy", "make_grid", "make_batch_sampler")),
     (run, "make_batch_sampler"),
+    *((divergence, name) for name in ("make_run", "make_step")),
 ]
-MADE = [functools.lru_cache(16)(getattr(module, name)) for module, name in MAKERS]
-for (module, name), made in zip(MAKERS, MADE, strict=True):
-    setattr(module, name, made)
+MADE = {maker: functools.lru_cache(16)(maker) for maker in {getattr(module, name) for module, name in MAKERS}}
+for module, name in MAKERS:
+    setattr(module, name, MADE[getattr(module, name)])
 
 SHAPE = (8, 8, 1)
 SCHEDULES = Optimizer(  # all of them at once
@@ -122,7 +123,7 @@ def _own_parts_alone(monkeypatch):
     before = [dict(table) for table in tables]
     yield
     if tables != before:  # the same name may be another part's tomorrow
-        for made in MADE:
+        for made in MADE.values():
             made.cache_clear()
     for table, entries in zip(tables, before, strict=True):
         table.clear()

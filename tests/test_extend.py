@@ -14,6 +14,7 @@ from experiments import ablation
 from psgjax import own, parts, sources
 from psgjax.__main__ import main
 from psgjax.commands import train
+from psgjax.evaluation import fitting
 from psgjax.networks import table
 
 pytestmark = pytest.mark.uncovered
@@ -31,9 +32,10 @@ def command(name):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, own_cache):
     """One outside the tree, with the page's file."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "_MOST_EPOCHS", 10)
     monkeypatch.setenv(own.VARIABLE, "")  # what the option sets is gone afterwards
     (tmp_path / "mine.py").write_text(FILE)
     return tmp_path

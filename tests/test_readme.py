@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import psgjax
+from psgjax.evaluation import fitting
 
 pytestmark = pytest.mark.uncovered
 
@@ -16,6 +17,7 @@ README = (Path(psgjax.__file__).parents[1] / "README.md").read_text(encoding="ut
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fitting, "_MOST_EPOCHS", 10)
     many = np.tile(images, (3, 1, 1, 1))
     np.save("images.npy", many)
     small = {"network": psgjax.Network("mlp", width=4, latent_size=4), "batch_size": 16, "evaluation_samples": 24}

@@ -19,9 +19,8 @@ PENALTIES = (("r1", 1.0), ("r2", 0.5))
 CASES = {
     **{name: {} for name in METHODS},
     "sngan with R1 and R2, alternating": {"regularisers": PENALTIES, "update_order": "alternating"},
-    "choice, packed": {"pack": 2},
+    "choice, packed, on schedules": {"pack": 2, "optimizer": SCHEDULES},
     "wgan-gp, packed": {"pack": 2},
-    "choice on schedules": {"optimizer": SCHEDULES},
     "psg-r1r2 on schedules, alternating": {
         "optimizer": SCHEDULES,
         "update_order": "alternating",

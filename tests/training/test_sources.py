@@ -68,6 +68,7 @@ COLOURS = {  # the same images in different files
 }
 
 
+@pytest.mark.uncovered
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("made", "images", "labels", "distance"),
