@@ -86,6 +86,11 @@ def tiny(name: str = "psg", **changes) -> Config:
     return Config(method_name=name, method=method, **{**defaults, **changes})
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests begin first: at the end no processor waits for one."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Tests of the experiments and those with the mark `uncovered` go without coverage: tracing takes 1.7 times as long with it.

@@ -174,6 +174,7 @@ def check_read(text):
         assert schema.from_json(Config, schema.to_json(config)) == config
 
 
+@pytest.mark.uncovered
 @settings(max_examples=300, deadline=None)
 @given(mutated() | JSON.map(json.dumps))
 def test_any_json_is_a_configuration_or_a_clear_error(text):

@@ -57,6 +57,7 @@ def test_the_tables_have_every_field(kind):
     assert given == [field.name for field in dataclasses.fields(kind) if field.name != "own"]
 
 
+@pytest.mark.long
 def test_the_file_trains_is_stopped_goes_on_to_the_same_bits_and_is_sampled_and_reported(folder, monkeypatch, capsys):
     given = command("train")
     with monkeypatch.context() as patch:

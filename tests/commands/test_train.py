@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sources
 from PIL import Image
 
@@ -131,6 +132,7 @@ def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, c
     assert "training images are not those" in capsys.readouterr().err
 
 
+@pytest.mark.uncovered
 def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
     def brightness(images):
         return images.astype(jnp.float32).mean((1, 2))
@@ -153,6 +155,7 @@ def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
     assert "Fréchet distance on the features own" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.uncovered
 def test_an_experiment_of_ones_own_is_a_preset(tmp_path, monkeypatch, capsys):
     folder = sources.write(tmp_path / "idx", sources.contents())
     monkeypatch.setattr(idx, "published_name", lambda *_: "fashion_mnist")

@@ -120,6 +120,7 @@ def test_nothing_else_falls_back(tmp_path, monkeypatch, source, name):
 # The full data sets.
 
 
+@pytest.mark.long
 @pytest.mark.uncovered
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_the_published_files_are_the_same_through_idx_and_tfds(tmp_path, name):

@@ -96,6 +96,7 @@ def test_on_a_gpu_replicas_and_batch_sizes_are_swept_to_saturation(monkeypatch):
     assert [case.batch_size for case in seen[7:]] == [256, 512, 1024, 2048]
 
 
+@pytest.mark.long
 def test_a_race_from_end_to_end(tmp_path, capsys, monkeypatch):
     contenders = ["psgjax", "torch"] if find_spec("torch") else ["psgjax"]
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")

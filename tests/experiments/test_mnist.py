@@ -190,6 +190,7 @@ def wait_for_lines(process, path, count):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_killed_anywhere_or_stopped_a_run_ends_with_the_same_numbers(idx, tmp_path):
     epochs = ("--epochs", "200")
     before = 0

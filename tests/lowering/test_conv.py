@@ -40,6 +40,7 @@ def dtype(request):
         yield request.param
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_lax_with_its_gradients(shape, dtype):
     stride = shape[1]
@@ -87,7 +88,11 @@ def test_every_platforms_forms_are_equal(shape):
             return [
                 [
                     form(*pair, stride=stride, size=size)
-                    for form in (getattr(conv, f"_{name}_native"), getattr(conv_cpu, name), getattr(conv_products, name))
+                    for form in (
+                        getattr(conv, f"_{name}_native"),
+                        getattr(conv_cpu, name),
+                        getattr(conv_products, name),
+                    )
                 ]
                 for name, pair in inputs.items()
             ]
@@ -176,6 +181,7 @@ def test_what_several_convolutions_read_is_computed_once():
     assert compiled.as_text().count(" maximum(") == 1
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("function", [conv.down, conv.up])
 def test_a_gradient_mixes_rows_once_for_both_maps_that_read_them(function):
     """What the forward pass mixed is not mixed anew for the weight gradient, nor the gradient for each of its two maps."""

@@ -102,6 +102,7 @@ def test_gradients_are_pytorchs(k, gate, order, network, images):
         assert 0 < float(metrics["updates"]["discriminator"]) < 1  # or the gate would not be seen
 
 
+@pytest.mark.uncovered
 def test_a_penalty_acts_where_the_gate_gives_d_nothing(images, monkeypatch):
     config = tiny(batch_size=8, network=POINTS, regularisers=PENALTIES)
     monkeypatch.setattr(objectives, "read_scores", _real_wins)
@@ -120,6 +121,7 @@ def _real_wins(method, outputs):
     return scores + 100.0 * (jnp.arange(len(scores)) == len(scores) - 1)[:, None] if tuples else scores
 
 
+@pytest.mark.uncovered
 def test_under_spectral_normalisation_the_gradient_is_the_normalised_ds(images):
     config = tiny("sngan", network=IMAGE, regularisers=(("r1", 2.0),))
     state, _, metrics = one_step(config, images)

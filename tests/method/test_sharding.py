@@ -17,10 +17,13 @@ from psgjax.config import ConfigError, Mesh
 from psgjax.method import sharding
 
 
+@pytest.mark.long
 @pytest.mark.uncovered
 def test_eight_devices():
     options = ["-n", "0", "--no-cov"]  # the process is measured, not the tests in it
-    root = Path(__file__).parents[2]  # where pytest is given a path without brackets, which it would take for parameters
+    root = Path(__file__).parents[
+        2
+    ]  # where pytest is given a path without brackets, which it would take for parameters
     command = [sys.executable, "-m", "pytest", *options, "tests/method/eight_devices.py"]
     devices = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     result = subprocess.run(command, cwd=root, env=devices, capture_output=True, text=True)
@@ -96,7 +99,6 @@ def test_a_mesh_that_is_proposed_fits_every_method():
     assert {sharding.mesh_sizes(named, config, 1, 6, configs) for config in configs} == {(1, 1, 4)}
 
 
-@pytest.mark.uncovered
 def test_three_devices_train_both_methods_and_the_idle_ones_are_named(tmp_path):
     small = [
         "--network.name",

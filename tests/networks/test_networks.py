@@ -173,6 +173,7 @@ def test_dcgans_levels_follow_from_the_size(side, smallest):
     assert discriminator.depth == 1 + len(generator.channels)
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("shape", [(2, 6, 10, 3), (1, 2, 2, 1)], ids=str)
 def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
     small, large = (
@@ -192,6 +193,7 @@ def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
         check_grads(function, (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
 
 
+@pytest.mark.uncovered
 def test_a_residual_network_begins_with_its_shortcuts_alone():
     generator, discriminator, latents, images = made("resnet", (8, 8, 1), blocks=2)
     for module, x in ((generator, latents), (discriminator, images)):
@@ -254,6 +256,7 @@ def register(monkeypatch):
     return networks.register
 
 
+@pytest.mark.uncovered
 def test_a_users_network_is_known_by_its_name(register, images):
     register("mine", (Pixels(), Judge()), "one layer each")
     register("made", lambda network, shape, outputs, dtype, axis_name: (Pixels(shape), Judge(outputs)))

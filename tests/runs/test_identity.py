@@ -40,6 +40,7 @@ def refused(capsys, *arguments):
     return line
 
 
+@pytest.mark.uncovered
 def test_the_first_command_goes_on_without_a_network_or_with_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert mnist.main(SMALL) == 0
@@ -55,6 +56,7 @@ def test_the_first_command_goes_on_without_a_network_or_with_one(tmp_path, monke
     assert any("Only the 5,000 packaged images" in text for text in warnings)
 
 
+@pytest.mark.uncovered
 def test_a_run_goes_on_where_its_images_are_and_is_judged_by_no_others(tmp_path, monkeypatch, capsys):
     write(tmp_path / "here", contents())
     assert mnist.main([*SMALL, "--data.dir", "here"]) == 0
@@ -149,6 +151,7 @@ def test_what_would_be_overwritten_is_refused(name, tmp_path, capsys):
     assert path.read_text() == "precious"
 
 
+@pytest.mark.uncovered
 def test_a_home_is_found_and_addresses_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()

@@ -74,6 +74,7 @@ def nearly(value):
     return pytest.approx(value, abs=2e-3)
 
 
+@pytest.mark.long
 def test_processes_lose_one_and_go_on_to_the_same_result(tmp_path):
     """Four processes lose one, and two go on: the run is that of one process with four devices."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

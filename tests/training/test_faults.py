@@ -51,6 +51,7 @@ def refused(capfd, message, work):
     assert re.fullmatch(f"error: .*{message}.*\n", error), error
 
 
+@pytest.mark.uncovered
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(saving_always, data, disk, tmp_path, capfd):
     config = tiny("gan", steps=40)
     train(config, data, tmp_path / "whole")
@@ -69,6 +70,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(saving_a
     assert same(final_state(config, disk / "run"), final_state(config, tmp_path / "whole"))
 
 
+@pytest.mark.uncovered
 def test_a_folder_that_cannot_be_written_is_one_line_and_stays(data, disk, capfd):
     config = tiny("gan", steps=4)
     train(config, data, disk / "run", StopAfter(1))
@@ -81,6 +83,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_stays(data, disk, capfd
     assert train(config, data, disk / "run").finished
 
 
+@pytest.mark.uncovered
 def test_checkpoints_deleted_while_the_run_goes_on_are_made_again(saving_always, data, tmp_path, capfd):
     config = tiny("gan", steps=40)
     train(config, data, tmp_path / "whole")

@@ -78,6 +78,7 @@ def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
     np.testing.assert_array_equal(loaded.sample(3), run.sample(3))
 
 
+@pytest.mark.uncovered
 def test_a_gate_and_what_is_registered_keep_their_names(images):
     psgjax.register_gate("mine", first)
     run = psgjax.train("psg", images, gate=first, network=dense, **SMALL)
@@ -86,6 +87,7 @@ def test_a_gate_and_what_is_registered_keep_their_names(images):
     assert run.metrics[-1]["branches"] == [1, 0, 0]
 
 
+@pytest.mark.uncovered
 def test_any_optax_transformation_trains_either_side(images):
     still = (optax.sgd(0.0), optax.sgd(0.1, momentum=0.5))
     begun, run = (psgjax.train("gan", images, network=SMALLEST, optimizer=still, batch_size=4, steps=n) for n in (1, 3))

@@ -129,6 +129,7 @@ def logged(method, calls):
     return call
 
 
+@pytest.mark.uncovered
 def test_no_save_begins_before_every_seed_has_completed_the_one_before(data, tmp_path, monkeypatch):
     calls = []
     for name in ("wait", "save"):
@@ -269,6 +270,7 @@ def test_the_forecast_is_of_a_processor_that_does_not_compile(data, tmp_path, mo
     assert done == ["measured", "made"]
 
 
+@pytest.mark.uncovered
 def test_a_run_whose_checkpoints_were_deleted_begins_again(data, tmp_path):
     config = tiny("gan", steps=9)
     train(config, data, tmp_path / "run")

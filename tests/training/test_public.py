@@ -102,6 +102,7 @@ def spreads(images):
     return np.asarray(images, np.float32).std((1, 2))
 
 
+@pytest.mark.uncovered
 def test_features_of_ones_own_measure_a_run_while_it_trains_and_afterwards(images, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_kept_or_trained", None)  # nothing else is trained for it
     data = psgjax.Dataset.from_arrays(images, held_out=0.5)
