@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from pathlib import Path
 
 from jaxlib.version import __version_info__ as jaxlib_version
@@ -29,6 +30,8 @@ from psgjax import own, parts
 from psgjax import switches as methods
 from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
+from psgjax.evaluation import classifier, fitting
+from psgjax.lowering import conv
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
 from psgjax.runs import divergence, run
@@ -59,9 +62,32 @@ MAKERS = [
     (run, "make_batch_sampler"),
     *((divergence, name) for name in ("make_run", "make_step")),
 ]
-MADE = {maker: functools.lru_cache(16)(maker) for maker in {getattr(module, name) for module, name in MAKERS}}
+
+
+def shared(config: Config) -> Config:
+    """What a program is made from: where nothing is scheduled, it does not see how long the run is, nor ever its seed."""
+    return dataclasses.replace(config, seed=0, **({"steps": 12} if config.optimizer == Optimizer() else {}))
+
+
+def cached(maker):
+    made = functools.lru_cache(32)(maker)
+
+    @functools.wraps(maker)
+    def make(*arguments):
+        return made(*(shared(each) if isinstance(each, Config) else each for each in arguments))
+
+    make.forget = made.cache_clear
+    return make
+
+
+MADE = {maker: cached(maker) for maker in {getattr(module, name) for module, name in MAKERS}}
 for module, name in MAKERS:
     setattr(module, name, MADE[getattr(module, name)])
+
+# What runs again and again for many epochs is worth its compiler's time.
+OPTIMISED = {**conv.compiler_options(), "xla_backend_optimization_level": 1}
+for module in (classifier, fitting):
+    module.conv = types.SimpleNamespace(compiler_options=lambda: OPTIMISED)
 
 SHAPE = (8, 8, 1)
 SCHEDULES = Optimizer(  # all of them at once
@@ -129,7 +155,7 @@ def _own_parts_alone(monkeypatch):
     yield
     if tables != before:  # the same name may be another part's tomorrow
         for made in MADE.values():
-            made.cache_clear()
+            made.forget()
     for table, entries in zip(tables, before, strict=True):
         table.clear()
         table.update(entries)
@@ -245,7 +271,7 @@ def _init(config: Config):
 @functools.cache
 def first_state(config: Config):
     """`state.init` on the test's images, compiled once a configuration, whatever its seed."""
-    return _init(dataclasses.replace(config, seed=0))(jax.random.key(config.seed))
+    return _init(shared(config))(jax.random.key(config.seed))
 
 
 def leaves(tree) -> list[np.ndarray]:

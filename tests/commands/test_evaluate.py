@@ -130,7 +130,6 @@ def test_a_stand_in_is_asked_for_by_name_and_recorded(halves, packaged, tmp_path
     assert "nothing says what" in refusal(capsys, tmp_path / "a.npy")
 
 
-@pytest.mark.uncovered
 def test_own_images_are_not_scored_as_digits_unasked(halves, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fitting, "_PIXELS", 1000)

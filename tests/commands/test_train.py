@@ -23,8 +23,10 @@ from psgjax.evaluation import fitting
 from psgjax.report import page
 from psgjax.training import observer
 
-QUICK = ["--epochs", "1", "--batch-size", "500", "--network.width", "4", "--evaluation-epochs", "0"]
-SMALL = ["--steps", "2", "--batch-size", "8", "--network.width", "2", "--evaluation-epochs", "0", "--methods", "gan"]
+QUICK = ["--epochs", "1", "--batch-size", "500", "--evaluation-epochs", "0"]
+QUICK += ["--network.name", "mlp", "--network.width", "4"]
+SMALL = ["--steps", "2", "--batch-size", "8", "--evaluation-epochs", "0", "--methods", "gan"]
+SMALL += ["--network.name", "mlp", "--network.width", "2"]
 
 
 def test_every_door_leads_somewhere(tmp_path, capsys):
@@ -132,7 +134,6 @@ def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, c
     assert "training images are not those" in capsys.readouterr().err
 
 
-@pytest.mark.uncovered
 def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
     def brightness(images):
         return images.astype(jnp.float32).mean((1, 2))

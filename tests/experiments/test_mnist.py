@@ -157,6 +157,8 @@ def test_overrides_reach_every_method(idx, tmp_path):
         "--data.dir",
         idx,
         *SMALL,
+        "--network.name",
+        "mlp",
         "--methods",
         "psg",
         "--method.generators",

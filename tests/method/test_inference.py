@@ -28,8 +28,13 @@ def test_d_judges_the_same_in_blocks_as_at_once(name, count, monkeypatch):
     fakes = jax.jit(inference.make_sampler(config, SHAPE))(state, stepping.draw_latents(config, key, count))
     tuples = jnp.concatenate([fakes, stepping.scale(images)[None]])
     _, discriminator = states.build(config, SHAPE)
-    params, _ = spectral.normalise(state.discriminator.params, state.discriminator.spectral_vectors, 0)
-    outputs = discriminator.apply({"params": params}, tuples.reshape(-1, *SHAPE)).reshape(*tuples.shape[:2], -1)
+
+    @jax.jit
+    def judge(d, images):
+        params, _ = spectral.normalise(d.params, d.spectral_vectors, 0)
+        return discriminator.apply({"params": params}, images.reshape(-1, *SHAPE)).reshape(*images.shape[:2], -1)
+
+    outputs = judge(state.discriminator, tuples)
     expected = objectives.accuracy(objectives.read_scores(config.method, outputs), key)
     assert {name: float(judged[name]) for name in expected} == {name: float(value) for name, value in expected.items()}
     calibrated = {name: judged[name] for name in judged.keys() - expected.keys()}
@@ -50,10 +55,10 @@ def test_images_drawn_in_blocks_are_those_drawn_at_once(monkeypatch):
 
 def random_average(config, images):
     """A state whose averages are other parameters than those in training, and whose running statistics are nobody's."""
-    state = first_state(config)
+    state, normal = first_state(config), np.random.default_rng(7).standard_normal
     g = state.generators
-    other = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(7), leaf.shape), g.params)
-    nobodys = jax.tree.map(lambda leaf: leaf + 5.0, g.batch_stats)
+    other = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * normal(leaf.shape, np.float32), g.params)
+    nobodys = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(5), g.batch_stats)
     generators = dataclasses.replace(g, average=g.average._replace(ema=other), batch_stats=nobodys)
     return dataclasses.replace(state, generators=generators)
 

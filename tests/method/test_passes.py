@@ -11,8 +11,6 @@ from psgjax import networks
 from psgjax.config import Network
 from psgjax.method import passes
 
-pytestmark = pytest.mark.uncovered
-
 SHAPE = (8, 8, 1)
 
 

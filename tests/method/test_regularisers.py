@@ -30,7 +30,7 @@ def generated(config, state):
     generator, _ = states.build(config, SHAPE)
     latents = stepping.draw_latents(config, stepping.pass_keys(state, 0)[0], config.batch_size)
     variables = {"params": state.generators.params, "batch_stats": state.generators.batch_stats}
-    return jax.vmap(lambda v, z: generator.apply(v, z, mutable=["batch_stats"])[0])(variables, latents)
+    return jax.jit(jax.vmap(lambda v, z: generator.apply(v, z, mutable=["batch_stats"])[0]))(variables, latents)
 
 
 def torchs_gradient(config, state, images, loss_too=True):

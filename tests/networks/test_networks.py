@@ -31,13 +31,7 @@ def made(name, shape=SHAPE, outputs=1, **settings):
     return *networks.build(network, shape, outputs), latents, images
 
 
-# Those that take long to trace are measured where their parameters are counted.
-LONG = "sngan32", "resnet", "snresnet32"
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.uncovered) if name in LONG else name for name in networks.NETWORKS]
-)
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_keeps_the_contract(name):
     generator, discriminator, latents, images = made(name, (8, 8, 3), outputs=2)
     variables = jax.jit(generator.init)(jax.random.key(2), latents)
@@ -193,7 +187,6 @@ def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
         check_grads(function, (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
 
 
-@pytest.mark.uncovered
 def test_a_residual_network_begins_with_its_shortcuts_alone():
     generator, discriminator, latents, images = made("resnet", (8, 8, 1), blocks=2)
     for module, x in ((generator, latents), (discriminator, images)):
@@ -256,7 +249,6 @@ def register(monkeypatch):
     return networks.register
 
 
-@pytest.mark.uncovered
 def test_a_users_network_is_known_by_its_name(register, images):
     register("mine", (Pixels(), Judge()), "one layer each")
     register("made", lambda network, shape, outputs, dtype, axis_name: (Pixels(shape), Judge(outputs)))

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from experiments import mnist
 from psgjax.runs.metrics import read_lines
 
 
@@ -66,7 +67,7 @@ def saved(folder):
 
 
 def nearly(value):
-    """Sums over devices are made in another order by other numbers of processes."""
+    """Sums over devices are made in another order by other numbers of them."""
     if isinstance(value, list):
         return [nearly(inner) for inner in value]
     if isinstance(value, dict):
@@ -76,10 +77,9 @@ def nearly(value):
 
 @pytest.mark.long
 def test_processes_lose_one_and_go_on_to_the_same_result(tmp_path):
-    """Four processes lose one, and two go on: the run is that of one process with four devices."""
+    """Four processes lose one, and two go on: the run is that of one process with one device."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-c", PROGRAM, *RUN.split(), "--epochs", "10", "--out", str(whole)]
-    subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"}, check=True)
+    assert mnist.main([*RUN.split(), "--epochs", "10", "--out", str(whole)]) == 0
     group = Group(cut, 4, epochs=10)
     while len(lines(cut)) < 2 or not saved(cut):
         assert group.processes[0].poll() is None, group.processes[0].communicate()[1]

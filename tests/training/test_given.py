@@ -87,7 +87,6 @@ def test_a_gate_and_what_is_registered_keep_their_names(images):
     assert run.metrics[-1]["branches"] == [1, 0, 0]
 
 
-@pytest.mark.uncovered
 def test_any_optax_transformation_trains_either_side(images):
     still = (optax.sgd(0.0), optax.sgd(0.1, momentum=0.5))
     begun, run = (psgjax.train("gan", images, network=SMALLEST, optimizer=still, batch_size=4, steps=n) for n in (1, 3))
