@@ -73,7 +73,7 @@ USUAL = Preset(epochs=75, network=Network(width=32))
 class Options:
     """Train GANs with several generators and write one report. An option shown as None takes its usual value."""
 
-    methods: Annotated[tuple[str, ...], METHODS] = ("choice",)  # finds the most modes in docs/recipe.md
+    methods: Annotated[tuple[str, ...], METHODS] = ("choice",)  # the best for some thousand updates (docs/recipe.md)
     epochs: Annotated[int | None, Doc("Passes over the training images.")] = None
     steps: Annotated[int | None, Doc("Generator updates, in place of epochs.")] = None
     batch_size: Annotated[int | None, Doc("Real images in an update, and as many from each generator.")] = None
