@@ -63,8 +63,8 @@ def train(
     <Run of psg, step 2 of 2, in memory>
 
     Args:
-        method: A name of `methods`, or a `Method` of your own. On images of your own begin with "choice", for tens of thousands of updates
-            "gan-r1r2" (`docs/recipe.md`).
+        method: A name of `methods`, or a `Method` of your own. On images of your own begin with "choice"; for tens of thousands
+            of updates take "gan-r1r2" (`docs/recipe.md`).
         images: An array [N, H, W] or [N, H, W, C], a tenth of which is held out (`Dataset.from_arrays`); a `Dataset`; a `Data`;
             or a folder of image files or of IDX files, or a .npy or .npz file, read as the setting `data` has it.
         epochs: The run's length in passes over the training images; either this or `steps`.
