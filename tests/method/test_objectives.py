@@ -18,6 +18,8 @@ from psgjax.switches import METHODS
 KEY = jax.random.key(0)
 evaluate = jax.jit(objectives.evaluate, static_argnums=0)
 calibrated = jax.jit(objectives.calibrated, static_argnums=0)
+losses_of = jax.jit(objectives.losses, static_argnums=0)
+gate_of = jax.jit(objectives.gate, static_argnums=0)
 
 
 def outputs_of(*odds):
@@ -100,7 +102,7 @@ LOSSES = [  # method, switches, outputs of one tuple [K + 1, O], D's loss, gener
 @pytest.mark.parametrize(("name", "switches", "outputs", "discriminator", "generators"), LOSSES)
 def test_losses_by_hand(name, switches, outputs, discriminator, generators):
     method = dataclasses.replace(METHODS[name], **switches)
-    d_loss, g_loss = objectives.losses(method, jnp.asarray(outputs, jnp.float32)[:, None])
+    d_loss, g_loss = losses_of(method, np.asarray(outputs, np.float32)[:, None])
     np.testing.assert_allclose(d_loss, [discriminator], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(g_loss[:, 0], generators, rtol=1e-5, atol=1e-6)
 
@@ -122,7 +124,7 @@ def test_mgan_adds_its_classifier_to_both_sides():
 
 def test_one_generator_by_softmax_is_the_relativistic_pairing():
     fake, real = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
-    d_loss, g_loss = objectives.losses(METHODS["relativistic"], jnp.asarray(np.stack([fake, real]))[..., None])
+    d_loss, g_loss = losses_of(METHODS["relativistic"], np.stack([fake, real])[..., None])
     np.testing.assert_allclose(d_loss, np.log1p(np.exp(fake - real)), rtol=1e-5)  # Jolicoeur-Martineau 2019, equation 3
     np.testing.assert_allclose(g_loss[0], np.log1p(np.exp(real - fake)), rtol=1e-5)
     assert METHODS["relativistic"] == dataclasses.replace(METHODS["psg"], generators=1, gate="none")
@@ -139,7 +141,7 @@ def test_cotangents_are_the_derivatives_of_each_ones_own_objective(name):
     shape = (method.generators + 1, 4, objectives.outputs_needed(method))
     with jax.enable_x64(True):
         outputs = jnp.asarray(np.random.default_rng(1).normal(size=shape))
-        branch = objectives.gate(method, objectives.read_scores(method, outputs), KEY)
+        branch = gate_of(method, objectives.read_scores(method, outputs), KEY)
 
         def objective(outputs, side):
             d_loss, g_loss = objectives.losses(method, outputs)
@@ -176,8 +178,7 @@ def test_gates_differ_in_grain():
         (5, 2, 1), (5, 2, 1), (1, 1, 60)
     )  # generator 1 wins two triplets of three; x has the greatest mean
     branches = {
-        gate: objectives.gate(Method(gate=gate), outputs[..., 0], KEY).tolist()
-        for gate in ("triplet", "majority", "mean")
+        gate: gate_of(Method(gate=gate), outputs[..., 0], KEY).tolist() for gate in ("triplet", "majority", "mean")
     }
     assert branches["triplet"] == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
     assert branches["majority"] == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]

@@ -25,7 +25,7 @@ NAMES = st.text(CHARACTERS, min_size=1, max_size=12).filter(lambda name: bool(na
 @example("[bold]x[/] :smile:.")
 @example("a\nb")
 @example("n" * 300)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_name_is_a_run_or_one_line(data, name):
     config = tiny("gan", steps=20)
     with tempfile.TemporaryDirectory() as parent:
