@@ -40,7 +40,6 @@ def refused(capsys, *arguments):
     return line
 
 
-@pytest.mark.uncovered
 def test_the_first_command_goes_on_without_a_network_or_with_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert mnist.main(SMALL) == 0
@@ -56,7 +55,6 @@ def test_the_first_command_goes_on_without_a_network_or_with_one(tmp_path, monke
     assert any("Only the 5,000 packaged images" in text for text in warnings)
 
 
-@pytest.mark.uncovered
 def test_a_run_goes_on_where_its_images_are_and_is_judged_by_no_others(tmp_path, monkeypatch, capsys):
     write(tmp_path / "here", contents())
     assert mnist.main([*SMALL, "--data.dir", "here"]) == 0

@@ -78,7 +78,6 @@ def test_functions_and_modules_are_parts_of_one_call(images, tmp_path):
     np.testing.assert_array_equal(loaded.sample(3), run.sample(3))
 
 
-@pytest.mark.uncovered
 def test_a_gate_and_what_is_registered_keep_their_names(images):
     psgjax.register_gate("mine", first)
     run = psgjax.train("psg", images, gate=first, network=dense, **SMALL)
