@@ -70,7 +70,7 @@ def shared(config: Config) -> Config:
 
 
 def cached(maker):
-    made = functools.lru_cache(32)(maker)
+    made = functools.lru_cache(16)(maker)
 
     @functools.wraps(maker)
     def make(*arguments):
