@@ -20,8 +20,9 @@ first fifth, and an average with a half-life that grows to 500,000 images. Their
 
 small has the same rules at a size for two cores: 8,000 updates of 64 images, width 16, one block, D of 65,104 parameters, and a
 half-life of 25,000 images. choice makes 8 updates a second on two idle cores, so that a run takes 17 minutes; r3gan and gan-r1r2
-take less. Expect no digits yet: with the first seed choice had 778 modes and a KL of 1.59, by a classifier that must name one of ten
-whatever it sees; D told every tuple (results/stacked-small-choice.json). Without the schedules it was no better after half the run.
+take less. Expect no digits yet: with the first seed choice had 778 modes and a KL of 1.59, by a classifier that must name one of
+ten whatever it sees, and D told every tuple (results/stacked-small-choice.json). Without the schedules no digit could be read half
+way through either.
 
 Writes runs/stacked_mnist/: results.json, results.md, and a run for each trial of each method. Run again to resume. On a CPU trials
 are trained one after the other, on a GPU all of a method at once.
