@@ -24,7 +24,8 @@ def test_without_a_terminal_progress_is_plain_lines():
 def screen(**settings):
     """A console like a terminal, and what it shows."""
     out = io.StringIO()
-    return Console(file=out, force_terminal=True, force_interactive=True, width=120, **settings), out
+    given = {"force_terminal": True, "force_interactive": True, "width": 120, "_environ": {"TERM": "xterm"}}
+    return Console(file=out, **given | settings), out
 
 
 def test_on_a_terminal_progress_is_a_bar_with_losses_and_time_left_that_moves_between_updates():
