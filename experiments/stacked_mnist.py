@@ -151,7 +151,9 @@ def calls(out: Path, trials: list[Config]) -> list[tuple[Path, list[Config]]]:
     """
     import jax
 
-    if jax.default_backend() == "cpu" or len(trials) == 1:
+    from psgjax.training.loop import IN_TURN
+
+    if jax.default_backend() in IN_TURN or len(trials) == 1:
         return [(trial_folder(out, config), [config]) for config in trials]
     return [(out / trials[0].method_name, trials)]
 

@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Tests of the experiments and those with the mark `uncovered` go without coverage: tracing takes 1.7 times as long with it.
+    """Tests of the experiments and those with the mark `uncovered` go without coverage: tracing takes longer with it.
 
     Nor is it in what these set up and in the processes that they start.
     """

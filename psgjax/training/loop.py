@@ -37,7 +37,7 @@ Tree = Any
 _SAVE_SECONDS = 30.0  # at most so much work is lost to a crash
 _GROWTH_CALLS = 4  # in which heaps grow: by then they suffice for operations, and what else is made there would stay
 _CALL_SECONDS = 4.0  # the length of one call to the device: what a signal may have to wait for, twice
-_IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
+IN_TURN = ("cpu",)  # backends that the convolutions of one run keep busy: batched with others it would be slower
 
 
 class Diverged(Failure):
@@ -161,7 +161,7 @@ class _Loop:
         self.count, self.mesh = count, mesh
         self.images = place_images(data.images, mesh)
         image_shape = data.images.shape[1:]
-        self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in _IN_TURN)
+        self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in IN_TURN)
         self.unstack = jax.jit(_unstack, static_argnums=1)
         self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program

@@ -23,12 +23,19 @@ pytestmark = pytest.mark.uncovered
 POINTS = Network("mlp", 8, 6)  # for what is the same for every network: compiled fastest
 
 
+def three_updates(config, images):
+    """The state and the metrics after each."""
+    state = first_state(config)
+    for _ in range(3):
+        state, metrics = one_step(config, images, state)
+        yield state, metrics
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_updates_change_both_sides_and_stay_finite(name, images):
     config = tiny(name)
-    before = after = first_state(config)
-    for _ in range(3):  # all of D's update may be gated away in one
-        after, metrics = one_step(config, images, after)
+    before = first_state(config)
+    for after, metrics in three_updates(config, images):  # all of D's update may be gated away in one
         chex.assert_tree_all_finite((after.generators, after.discriminator, metrics))
     chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
     assert int(after.step) == 3
@@ -62,10 +69,8 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_golden_metrics(name, images):
-    state = first_state(tiny(name))
     totals = np.zeros(3)
-    for _ in range(3):
-        state, metrics = one_step(tiny(name), images, state)
+    for _, metrics in three_updates(tiny(name), images):
         totals += [metrics["loss"]["discriminator"], metrics["loss"]["generators"][0], metrics["accuracy"]]
     np.testing.assert_allclose(totals, GOLDEN[name], rtol=1e-4)
 

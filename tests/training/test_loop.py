@@ -82,7 +82,7 @@ def test_seeds_in_one_program_equal_the_runs_of_each_bit_for_bit(name, data, tmp
 def test_seeds_in_one_batch_equal_the_runs_of_each_up_to_rounding(data, tmp_path, monkeypatch):
     config = tiny("psg", steps=4, batch_size=8)  # one epoch
     train(config, data, tmp_path / "in-turn", seeds=(0, 1))
-    monkeypatch.setattr(loop, "_IN_TURN", ())
+    monkeypatch.setattr(loop, "IN_TURN", ())
     train(config, data, tmp_path / "batched", seeds=(0, 1))
     for seed in ("seed-0", "seed-1"):
         (one,), (other,) = timeless(tmp_path / "batched" / seed), timeless(tmp_path / "in-turn" / seed)
