@@ -1,28 +1,24 @@
 """Count the modes of Stacked MNIST that each method finds: three random digits as the channels of an image, 1,000 in all.
 
     python -m experiments.stacked_mnist                  # a short training: about five minutes on two CPU cores
-    python -m experiments.stacked_mnist --preset small   # choice, r3gan, gan-r1r2 on two CPU cores, 17 minutes each
+    python -m experiments.stacked_mnist --preset small   # choice, r3gan, gan-r1r2 on two CPU cores, ten minutes each
     python -m experiments.stacked_mnist --preset pacgan  # PacGAN's protocol, ten trials of 100,000 updates: for a GPU
     python -m experiments.stacked_mnist --preset full    # R3GAN's protocol, three trials of 10 M images: for a GPU
 
-The protocol of quick and pacgan is that of Lin et al. 2018 (PacGAN) and its code: 128,000 training images (quick: 25,600), batches
-of 64, 50 epochs (5), Adam with 0.0002 and 0.5, z of 100; 26,000 samples, each channel given to a digit by a classifier; the number
-of modes among them, and the KL divergence of their modes from equally frequent ones. Two things differ. The networks are psgjax's:
-theirs have four levels of convolutions, and the size of D dominates the result, so it is shown with every figure. And only
-training digits are stacked to train on, where theirs are of the test images, too. With the first seed of quick, which ends while
-all methods still find new modes, gan had 765, sngan 756 and psg 352. Twelve epochs of pacgan took choice 170 s for five trials on
-an H100 that trained another method beside it; KL was 0.07 for gan-r1r2, 0.09 for r3gan, 0.13 for choice and 0.59 for psg
-(docs/recipe.md).
+The protocol of quick, small and pacgan is that of Lin et al. 2018 (PacGAN) and its code: 128,000 training images (quick: 25,600),
+batches of 64, 50 epochs (quick: 5, small: 10), Adam with 0.0002 and 0.5, z of 100; 26,000 samples, each channel given to a digit by
+a classifier; the number of modes among them, and the KL divergence of their modes from equally frequent ones. Two things differ.
+The networks are psgjax's: theirs have four levels of convolutions, and the size of D dominates the result, so it is shown with
+every figure. And only training digits are stacked to train on, where theirs are of the test images, too. With the first seed of
+quick, which ends while all methods still find new modes, gan had 765, sngan 756 and psg 352. Twelve epochs of pacgan took choice
+170 s for five trials on an H100 that trained another method beside it; KL was 0.07 for gan-r1r2, 0.09 for r3gan, 0.13 for choice
+and 0.59 for psg (docs/recipe.md). small has the networks of quick.
 
 full is Huang et al. 2024 (R3GAN) as far as resnet goes: 19,500 updates of 512 images, z of 64, two blocks at each of three sizes, D
 of 20.5 M parameters; Adam with 0 and 0.9 to 0.99, step size 0.0002 to 0.00005, R1 and R2 at 1 to 0.1, all by a cosine over the
 first fifth, and an average with a half-life that grows to 500,000 images. Theirs has groups of channels. It has not been run yet.
-
-small has the same rules at a size for two cores: 8,000 updates of 64 images, width 16, one block, D of 65,104 parameters, and a
-half-life of 25,000 images. choice makes 8 updates a second on two idle cores, so that a run takes 17 minutes; r3gan and gan-r1r2
-take less. Expect no digits yet: with the first seed choice had 778 modes and a KL of 1.59, by a classifier that must name one of
-ten whatever it sees, and D told every tuple (results/stacked-small-choice.json). Without the schedules no digit could be read half
-way through either.
+At width 16 with one block, 8,000 updates of 64 images and a half-life of 25,000, two cores take 17 minutes and do not get there:
+choice had 778 modes and a KL of 1.59, no digit could be read, and D told every tuple (results/stacked-resnet-choice.json).
 
 Writes runs/stacked_mnist/: results.json, results.md, and a run for each trial of each method. Run again to resume. On a CPU trials
 are trained one after the other, on a GPU all of a method at once.
@@ -72,8 +68,8 @@ class Options:
     preset: Annotated[
         Literal["quick", "small", "pacgan", "full"],
         Doc(
-            "quick: 2,000 updates of small networks; small: 17 minutes a run of networks without normalisation; pacgan: PacGAN's "
-            "protocol, full: R3GAN's, both for a GPU."
+            "quick: 2,000 updates of small networks; small: 20,000 of them; pacgan: PacGAN's protocol, full: R3GAN's, both for a "
+            "GPU."
         ),
     ] = "quick"
     trials: Annotated[int | None, Doc("Runs of each method, with seeds from --seed on.")] = None

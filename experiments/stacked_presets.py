@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from experiments.command import check_counts
@@ -43,12 +42,7 @@ R3GAN = Optimizer(
 PRESETS = {
     "quick": Protocol(trials=1, epochs=5, images=25_600, network=Network(width=32)),
     "small": Protocol(
-        trials=1,
-        epochs=4,
-        images=128_000,
-        network=Network("resnet", width=16, latent_size=64),
-        methods=("choice", "r3gan", "gan-r1r2"),
-        optimizer=dataclasses.replace(R3GAN, average_half_life=25_000),
+        trials=1, epochs=10, images=128_000, network=Network(width=32), methods=("choice", "r3gan", "gan-r1r2")
     ),
     "pacgan": Protocol(trials=10, epochs=50, images=128_000, network=Network()),
     "full": Protocol(
