@@ -39,6 +39,7 @@ ROWS = {
     "gan-r1r2-wide": Row("gan-r1r2", wider=2),
     "r3gan-batch2": Row("r3gan", batches=2),
     "r3gan-batch4": Row("r3gan", batches=4),
+    "gan-r1r2-batch2": Row("gan-r1r2", batches=2),
     "choice-k3": Row("choice", {"generators": 3}),
     "psg-r1r2": Row("psg-r1r2"),
     "stackelberg": Row("stackelberg"),
