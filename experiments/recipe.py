@@ -131,7 +131,7 @@ def table(name: str, task: Task, of_rows: dict[str, list[cells.Cell]], records: 
             estimate([result.get(key) for result in per_seed], factor, digits)
             for key, (_, factor, digits) in task.measures.items()
         ]
-        counted = done[0]["result"]["operations"] if done else None
+        counted = done[-1]["result"]["operations"] if done else None
         cost = f"{counted:.3g}" if counted else "–"
         seconds = f"{sum(record['seconds'] for record in done):,.0f}" if done else "–"
         rows.append([row, *figures, str(len(per_seed)), cost, seconds])
