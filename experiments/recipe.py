@@ -43,8 +43,8 @@ from psgjax.shell import Stop, tell
 
 NOTE = (
     "± is half the 95 % interval of the mean over seeds, by Student's t. Operations are XLA's count for one update, of all the "
-    "row's networks. Seconds are of the whole cell on the hardware that its file names, whatever else ran there: they compare "
-    "rows roughly."
+    "row's networks, in the cell of the last seed. Seconds are of the whole cell on the hardware that its file names, whatever "
+    "else ran there: they compare rows roughly."
 )
 
 
