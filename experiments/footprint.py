@@ -123,7 +123,7 @@ def activations(arguments: tuple[str, ...]) -> int:
     from psgjax.commands import train
     from psgjax.data import dataset as data
     from psgjax.method.epochs import make_run
-    from psgjax.method.state import abstract
+    from psgjax.method.state import abstract, make_init
 
     options = tyro.cli(mnist.Options, args=[*_COMMON, *arguments])
     preset = mnist.preset_of(options)
@@ -132,7 +132,8 @@ def activations(arguments: tuple[str, ...]) -> int:
     config = train.complete(options, preset, config, dataset)
     shape = dataset.images.shape[1:]
     images, count = jax.ShapeDtypeStruct(dataset.images.shape, "uint8"), jax.ShapeDtypeStruct((), "int32")
-    program = make_run(config, len(dataset.images), shape).lower(abstract(config, shape), images, count).compile()
+    state = abstract(make_init(config, shape))
+    program = make_run(config, len(dataset.images), shape).lower(state, images, count).compile()
     sizes: Any = program.memory_analysis()
     return sizes.temp_size_in_bytes
 

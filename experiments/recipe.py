@@ -95,7 +95,7 @@ def operations(config: Config, shape: Shape) -> float | None:
     from psgjax.method import state as states
     from psgjax.method.step import make_step
 
-    state = states.abstract(config, shape)
+    state = states.abstract(states.make_init(config, shape))
     images = jax.ShapeDtypeStruct((config.method.discriminator_steps, config.batch_size, *shape), jnp.uint8)
     counted = jax.jit(make_step(config, shape)).lower(state, images).cost_analysis() or {}
     flops: float | None = counted.get("flops")

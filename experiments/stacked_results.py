@@ -25,7 +25,7 @@ def sizes(config: Config, image_shape: tuple[int, int, int]) -> dict[str, int]:
 
     from psgjax.method import state as states
 
-    state = jax.eval_shape(lambda: states.init(config, image_shape))
+    state = states.abstract(states.make_init(config, image_shape))
     each = {"discriminator": state.discriminator.params, "generator": state.generators.params}
     counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in each.items()}
     return {**counts, "generator": counts["generator"] // config.method.generators}

@@ -107,7 +107,7 @@ def compile_for(topology: str, config: Config, options: Options) -> dict[str, An
     if options.weak:
         config = dataclasses.replace(config, batch_size=config.batch_size * mesh.shape["data"])
     replicas = options.replicas if options.replicas > 1 else None
-    state = states.abstract(config, _SHAPE, mesh, replicas)
+    state = states.abstract(states.make_init(config, _SHAPE), mesh, replicas)
     rows = _IMAGES + -_IMAGES % mesh.shape["data"]
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     images = jax.ShapeDtypeStruct((rows, *_SHAPE), jnp.uint8, sharding=split)

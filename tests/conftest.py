@@ -34,7 +34,7 @@ from psgjax.evaluation import classifier, fitting
 from psgjax.lowering import conv
 from psgjax.method import state as states
 from psgjax.networks.table import NETWORKS
-from psgjax.runs import divergence, run
+from psgjax.runs import divergence, run, saved
 from psgjax.sources import SOURCES
 from psgjax.switches import METHODS
 from psgjax.training import loop, observer
@@ -57,10 +57,11 @@ pytest.register_assert_rewrite("sources")  # its assertions tell what differs, a
 
 # Tests train the same runs again and again: each program is traced and compiled once a process.
 MAKERS = [
-    *((loop, name) for name in ("make_run", "make_init", "abstract", "seconds_per_operation")),
+    *((loop, name) for name in ("make_run", "make_init", "seconds_per_operation")),
+    (saved, "make_init"),
     *((observer, name) for name in ("make_accuracy", "make_grid", "make_batch_sampler")),
     (run, "make_batch_sampler"),
-    *((divergence, name) for name in ("make_run", "make_step")),
+    *((divergence, name) for name in ("make_init", "make_run", "make_step")),
 ]
 
 
@@ -90,6 +91,7 @@ for module in (classifier, fitting):
     module.conv = types.SimpleNamespace(compiler_options=lambda: OPTIMISED)
 
 SHAPE = (8, 8, 1)
+IMAGE, POINTS = Network("dcgan", 4, 6), Network("mlp", 8, 6)
 SCHEDULES = Optimizer(  # all of them at once
     schedule="cosine",
     schedule_end=0.25,
@@ -105,10 +107,13 @@ SCHEDULES = Optimizer(  # all of them at once
 
 
 def tiny(name: str = "psg", **changes) -> Config:
-    """A run on 8x8 images that compiles in a moment; keyword arguments are fields of Config or of its Method."""
+    """A run on 8x8 images; keyword arguments are fields of Config or of its Method.
+
+    Its network is the one that compiles fastest: what is about convolutions or batch statistics names IMAGE.
+    """
     switches = {key: changes.pop(key) for key in list(changes) if key in {f.name for f in dataclasses.fields(Method)}}
     method = dataclasses.replace(METHODS[name], **switches)
-    defaults = {"network": Network(width=4, latent_size=6), "batch_size": 4, "steps": 12}
+    defaults = {"network": POINTS, "batch_size": 4, "steps": 12}
     return Config(method_name=name, method=method, **{**defaults, **changes})
 
 
@@ -264,14 +269,14 @@ def trained():
 
 
 @functools.cache
-def _init(config: Config):
-    return states.make_init(config, SHAPE)
-
-
-@functools.cache
 def first_state(config: Config):
     """`state.init` on the test's images, compiled once a configuration, whatever its seed."""
-    return _init(shared(config))(jax.random.key(config.seed))
+    return loop.make_init(config, SHAPE)(jax.random.key(config.seed))
+
+
+def like(config: Config, shape: tuple[int, int, int] = SHAPE):
+    """What a checkpoint of the run holds, without its numbers."""
+    return states.abstract(loop.make_init(config, shape))
 
 
 def leaves(tree) -> list[np.ndarray]:

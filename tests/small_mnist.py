@@ -5,6 +5,7 @@ import sources
 from experiments import mnist
 
 SMALL = ["--network.width", "2", "--network.latent-size", "3", "--batch-size", "8", "--evaluation-epochs", "0"]
+SMALL += ["--network.name", "mlp"]
 
 
 def write_idx(folder, train=64, test=16, side=28):

@@ -1,10 +1,8 @@
 """Runs of a moment: trained, stopped, and what they left."""
 
-import jax
-from conftest import SHAPE
+from conftest import like
 from rich.console import Console
 
-from psgjax.method import state as states
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.runs.metrics import read_lines
 from psgjax.training import loop
@@ -29,9 +27,8 @@ def train(config, data, folder, stop=None, seeds=()):
 
 def final_state(config, folder):
     """The state of the last checkpoint in a run's folder."""
-    like = jax.eval_shape(lambda: states.init(config, SHAPE))
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoints.restore(like)[0]
+        return checkpoints.restore(like(config))[0]
 
 
 def timeless(folder):

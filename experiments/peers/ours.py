@@ -147,7 +147,7 @@ def xla_operations(case: peers.Case, done: bool = False) -> float | None:
     None on a backend that does not count.
     """
     config = configuration(case)
-    state = jax.eval_shape(lambda: states.init(config, peers.IMAGE_SHAPE))
+    state = states.abstract(states.make_init(config, peers.IMAGE_SHAPE))
     images = jax.ShapeDtypeStruct((1, case.batch_size, *peers.IMAGE_SHAPE), jnp.uint8)
     traced = jax.jit(step.make_step(config, peers.IMAGE_SHAPE)).trace(state, images)
     lowered = traced.lower() if done else traced.lower(lowering_platforms=("tpu",))  # native convolutions

@@ -59,6 +59,9 @@ class TrainState:
     metrics: Tree  # sums over the updates of the current epoch
 
 
+Begin = Callable[[jax.Array], TrainState]  # a seed's key -> the state before the first update
+
+
 class Stream(IntEnum):
     """What random numbers are for: each use folds its own number into the key of a state."""
 
@@ -162,7 +165,7 @@ def _no_average(config: Config, params: Tree) -> Tree:
     return optax.EmaState(jnp.zeros(config.method.generators, jnp.int32), jax.tree.map(jnp.copy, params))
 
 
-def make_init(config: Config, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], TrainState]:
+def make_init(config: Config, image_shape: tuple[int, int, int]) -> Begin:
     """`begin(key) -> state`: `init`, compiled as all do who begin a run or begin it again, so that they get the same bits."""
     return jax.jit(partial(init, config, image_shape), compiler_options=conv.compiler_options(seldom=True))
 
@@ -202,14 +205,12 @@ def placed(state: TrainState, mesh: jax.sharding.Mesh, replicas: bool = False) -
     return jax.jit(with_typed_key, out_shardings=layout(mesh, replicas))(arrays)
 
 
-def abstract(
-    config: Config,
-    image_shape: tuple[int, int, int],
-    mesh: jax.sharding.Mesh | None = None,
-    replicas: int | None = None,
-) -> TrainState:
-    """A state without its numbers: shapes and dtypes, where it lives on a mesh, and with a leading axis of replicas, if given."""
-    state = jax.eval_shape(lambda: init(config, image_shape))
+def abstract(begin: Begin, mesh: jax.sharding.Mesh | None = None, replicas: int | None = None) -> TrainState:
+    """What `begin`, of `make_init`, makes, without its numbers: shapes and dtypes, traced once for both.
+
+    With where it lives on a mesh and a leading axis of replicas, if given.
+    """
+    state = jax.eval_shape(begin, jax.random.key(0))
     if replicas is not None:
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((replicas, *leaf.shape), leaf.dtype), state)
     if mesh is None:

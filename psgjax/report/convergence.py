@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from psgjax import parts
@@ -114,10 +113,12 @@ def convergence_epoch(epochs: Sequence[float], curve: Curve) -> float | None:
     epochs, curve = epochs[start:], curve[start:]
     if len(curve) < LEAST_EPOCHS:
         return None
+    from scipy import stats  # half a second, which a short run does without
+
     window = max(LEAST_WINDOW, int(SMOOTH_SHARE * len(curve)) | 1)
     smoothed, least = smooth(curve, window), math.ceil(SETTLED_SHARE * len(curve))
     level = np.median(curve[-least:])
-    noise = scipy.stats.median_abs_deviation(np.diff(curve, 2), scale="normal") / math.sqrt(6)
+    noise = stats.median_abs_deviation(np.diff(curve, 2), scale="normal") / math.sqrt(6)
     error = math.sqrt(math.pi / 2 / window) * noise  # of a median of that many values
     tolerance = BAND * max(abs(level), np.ptp(smoothed))
     band = max(tolerance, NOISE_ERRORS * error)
@@ -126,8 +127,8 @@ def convergence_epoch(epochs: Sequence[float], curve: Curve) -> float | None:
     rest = curve[first:]
     if error > tolerance or len(rest) < least:
         return None
-    drift = abs(scipy.stats.theilslopes(rest).slope) * (len(rest) - 1)
-    spread = scipy.stats.median_abs_deviation(rest, scale="normal")
+    drift = abs(stats.theilslopes(rest).slope) * (len(rest) - 1)
+    spread = stats.median_abs_deviation(rest, scale="normal")
     return epochs[first] if drift <= band and spread <= max(band, OSCILLATION * noise) else None
 
 

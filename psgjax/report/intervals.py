@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
@@ -16,7 +15,9 @@ def half_width(values: NDArray[np.float64]) -> Any:
     """Half the 95 % interval of the mean over seeds, by Student's t: [S, ...] -> [...]. For one seed 0: it has no interval."""
     if len(values) == 1:
         return np.zeros(values.shape[1:])
-    return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values)
+    from scipy import stats  # half a second, which one seed does without
+
+    return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
 
 
 class Estimate(float):

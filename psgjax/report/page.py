@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from psgjax.files import write_atomically
 from psgjax.report import claims, convergence, intervals
@@ -50,15 +51,7 @@ def write(folder: Path) -> Path:
             figure.savefig(image, format="png", metadata={"Software": None})
             write_atomically(folder / "figures" / f"{name}.png", image.getvalue())
             figures[name] = base64.b64encode(image.getvalue()).decode(), round(100 * figure.get_figwidth())
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    templates.filters |= {
-        "show": _show,
-        "percent": _percent,
-        "distance": lambda scores: scores.get(distance_name(scores)),
-    }
-    page = templates.get_template("page.html.j2").render(
+    page = _template().render(
         **summary,
         runs=runs,
         evaluated=[run for run in runs if run.evaluations],
@@ -77,6 +70,20 @@ def write(folder: Path) -> Path:
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
+
+
+@functools.cache
+def _template() -> Template:
+    """The page, compiled once."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    templates.filters |= {
+        "show": _show,
+        "percent": _percent,
+        "distance": lambda scores: scores.get(distance_name(scores)),
+    }
+    return templates.get_template("page.html.j2")
 
 
 def _distances(runs: list[Run]) -> list[tuple[str, str, int]]:

@@ -30,7 +30,7 @@ from psgjax.leaves import arrays, digest, leaf_name
 from psgjax.method import objectives, spectral
 from psgjax.method.epochs import augmented, epoch_order, make_run
 from psgjax.method.packing import packed
-from psgjax.method.state import TrainState, build, init
+from psgjax.method.state import TrainState, abstract, build, make_init
 from psgjax.method.step import draw_latents, make_step, pass_keys, scale
 from psgjax.shell import tell
 
@@ -135,7 +135,7 @@ def read(path: Path) -> tuple[Config, TrainState, jax.Array, Report]:
             raise ValueError("its contents are not those that were written")
         config = schema.from_json(Config, json.dumps(record["config"]))
         height, width, channels = record["image_shape"]
-        like = jax.eval_shape(lambda: init(config, (height, width, channels)))
+        like = abstract(make_init(config, (height, width, channels)))
         state = _fill(like, tensors)
         return config, state, jnp.asarray(tensors["images"]), record["report"]
     except (

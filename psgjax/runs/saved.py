@@ -12,7 +12,7 @@ import numpy as np
 
 from psgjax.config import Config, ConfigError
 from psgjax.method.inference import make_batch_sampler
-from psgjax.method.state import TrainState, init
+from psgjax.method.state import TrainState, abstract, make_init
 from psgjax.runs.checkpoint import read
 from psgjax.runs.identity import read_config
 from psgjax.schema import check_seed
@@ -35,7 +35,7 @@ def load(run: Path, checkpoint: str | int = "last") -> tuple[Config, TrainState,
         raise ConfigError(_no_run(run))
     image_shape = _image_shape(run / "env.json")
     step = None if checkpoint in ("last", "best") else _step(checkpoint)
-    like = jax.eval_shape(lambda: init(config, image_shape))
+    like = abstract(make_init(config, image_shape))
     found = read(run / ("best" if checkpoint == "best" else "checkpoints"), like, step)
     if found is None:
         missing = (

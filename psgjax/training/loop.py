@@ -22,7 +22,7 @@ from psgjax.evaluation.features import Features, Given, chosen
 from psgjax.lowering.heaps import SCRATCH, keep_heaps, limit_heaps, trim_heaps
 from psgjax.method.epochs import make_run
 from psgjax.method.sharding import agreed, gathered, place_images
-from psgjax.method.state import TrainState, abstract, make_init, placed
+from psgjax.method.state import Begin, TrainState, abstract, make_init, placed
 from psgjax.networks import build, stack
 from psgjax.progress import ProgressDisplay, duration
 from psgjax.runs import divergence
@@ -111,7 +111,8 @@ def train(
         folders = wanted.items() if writes else ()
         runs = [resources.enter_context(opened(path, each, data, mesh, tell(console))) for path, each in folders]
         name = config.method_name + (f" ({len(wanted)} seeds)" if len(wanted) > 1 else "")
-        found = restore(runs, abstract(config, data.images.shape[1:])) if runs else []
+        begin = make_init(config, data.images.shape[1:])
+        found = restore(runs, abstract(begin)) if runs else []
         (step,) = agreed(max((int(state.step) for state, _ in found), default=0))
         for run in runs:
             run.on_line = on_line
@@ -121,8 +122,7 @@ def train(
             return Outcome(step, finished=True)
         images_per_step = len(wanted) * config.batch_size * config.method.discriminator_steps
         display = resources.enter_context(ProgressDisplay(console, name, config.steps, step, images_per_step))
-        loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch, given)
-        begin = make_init(config, data.images.shape[1:])
+        loop = _Loop(config, data, name, runs, len(wanted), mesh, console, stop, per_epoch, given, begin)
         states = [state for state, _ in found] or [begin(jax.random.key(each.seed)) for each in wanted.values()]
         seconds = max((progress["seconds"] for _, progress in found), default=0.0)
         return loop.run(states, step, seconds, display)
@@ -155,8 +155,9 @@ class _Loop:
         stop: Stop,
         per_epoch: int,
         given: Features | None,
+        begin: Begin,
     ) -> None:
-        self.config, self.data, self.name, self.runs = config, data, name, runs
+        self.config, self.data, self.name, self.runs, self.begin = config, data, name, runs, begin
         self.console, self.stop, self.per_epoch = console, stop, per_epoch
         self.count, self.mesh = count, mesh
         self.images = place_images(data.images, mesh)
@@ -166,7 +167,7 @@ class _Loop:
         self.rate = seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
         self.observer = Observer(config, data, per_epoch, self.worker, console, given)
-        state = abstract(config, image_shape, mesh, count if self.stacked else None)
+        state = abstract(begin, mesh, count if self.stacked else None)
         updates = make_run(config, len(data.images), image_shape, self.stacked, mesh)
         self.lowered = self.worker.submit(updates.lower, state, self.images, jnp.int32(0))
         self.program = self.worker.submit(lambda: self.lowered.result().compile())
@@ -273,9 +274,8 @@ class _Loop:
         """
         kept = ""
         for run in self.runs[index : index + 1]:
-            shape, images = self.data.images.shape[1:], jnp.asarray(self.data.images)
-            found, begin = run.checkpoints.restore(abstract(run.config, shape)), make_init(run.config, shape)
-            state = found[0] if found else begin(jax.random.key(run.config.seed))
+            images, found = jnp.asarray(self.data.images), run.checkpoints.restore(abstract(self.begin))
+            state = found[0] if found else self.begin(jax.random.key(run.config.seed))
             state = divergence.advance(run.config, state, images, step - 1)
             path = run.path / "diverged.safetensors"
             divergence.write(path, run.config, state, divergence.next_batch(run.config, state, images), names)

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, first_state, leaves, same, tiny
+from conftest import IMAGE, SHAPE, first_state, leaves, like, same, tiny
 from jax import export
 
 from psgjax.commands import sample
 from psgjax.config import Config, ConfigError, Network, Optimizer
 from psgjax.leaves import arrays, digest
 from psgjax.method import epochs
-from psgjax.method import state as states
 from psgjax.method.inference import make_sampler
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.schema import to_json
@@ -35,7 +34,7 @@ def leave_run(folder, config, state):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = tiny()
+    config = tiny(network=IMAGE)
     return leave_run(tmp_path_factory.mktemp("runs") / "psg", config, first_state(config))
 
 
@@ -128,7 +127,7 @@ USERS = [  # networks, widths and image shapes as users have them: with minimal 
 @pytest.mark.parametrize(("network", "shape"), USERS, ids=lambda value: getattr(value, "name", None))
 def test_runs_of_the_size_that_users_train_are_exported(network, shape):
     config, draw = Config(network=network), np.random.default_rng(0)
-    state = jax.eval_shape(lambda: states.init(config, shape))
+    state = like(config, shape)
     g = jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw.random(leaf.shape), leaf.dtype), state.generators)
     rest = dataclasses.replace(state, generators=None, key=None)
     rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)

@@ -99,7 +99,7 @@ def test_whatever_takes_its_time_is_shown_from_the_command_to_the_report(tmp_pat
     monkeypatch.setattr(page, "write", lambda folder: folder / "report.html")
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).uniform(-1, 1, (60, 10, 10)))
     given = ["--data.dir", str(tmp_path / "mine.npy"), "--data.size", "8", "--evaluation-samples", "20"]
-    given += ["--steps", "1", "--batch-size", "8", "--network.width", "2", "--methods", "gan"]
+    given += ["--steps", "1", "--batch-size", "8", "--network.name", "mlp", "--network.width", "2", "--methods", "gan"]
     assert doors.main(["train", *given, "--out", str(tmp_path / "out")]) == 0
     assert list(dict.fromkeys(shown)) == [
         "loading jax",
@@ -143,7 +143,17 @@ def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
     shape = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8)
     (tmp_path / "own.stablehlo").write_bytes(jax.export.export(jax.jit(brightness))(shape).serialize())
     given = ["train", "--data.dir", str(tmp_path / "mine.npy"), "--steps", "1", "--batch-size", "8", "--methods", "gan"]
-    given += ["--network.width", "2", "--evaluation-samples", "20", "--out", str(tmp_path / "out"), "--features"]
+    given += [
+        "--network.name",
+        "mlp",
+        "--network.width",
+        "2",
+        "--evaluation-samples",
+        "20",
+        "--out",
+        str(tmp_path / "out"),
+        "--features",
+    ]
     assert doors.main([*given, str(tmp_path / "other.stablehlo")]) == 2
     assert doors.main([*given, str(tmp_path / "own.stablehlo"), "--evaluation-epochs", "0"]) == 2
     refusals = capsys.readouterr().err.splitlines()

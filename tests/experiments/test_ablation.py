@@ -112,7 +112,7 @@ def test_a_grid_that_is_all_impossible_says_so(capsys):
 
 MNIST = ["--task", "mnist", "--epochs", "2", "--batch-size", "4", "--network.width", "4", "--network.latent-size", "6"]
 MNIST += ["--generators", "2", "--spectral-norm", "no", "--losses", "softmax", "mad-gan", "--gates", "triplet"]
-MNIST += ["--out", "out"]
+MNIST += ["--network.name", "mlp", "--out", "out"]
 
 
 def test_on_images_it_resumes_and_reports_the_papers_statistics(images, monkeypatch):

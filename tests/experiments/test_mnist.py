@@ -13,14 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import leaves, same
+from conftest import leaves, like, same
 from PIL import Image
 from small_mnist import SMALL, main
 
 from experiments import mnist
 from psgjax.commands import sample
 from psgjax.config import Config, Method
-from psgjax.method.state import init
 from psgjax.runs import folder as runfolder
 from psgjax.runs.checkpoint import Checkpoints
 from psgjax.runs.metrics import read_lines
@@ -39,11 +38,11 @@ def timeless(folder):
 def final_state(folder):
     config = runfolder.read_config(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoints.restore(jax.eval_shape(lambda: init(config, (28, 28, 1))))[0]
+        return checkpoints.restore(like(config, (28, 28, 1)))[0]
 
 
 def test_trains_both_methods_and_writes_everything(idx, tmp_path, capsys):
-    arguments = ("--epochs", "2", "--data.dir", idx, *SMALL)
+    arguments = ("--epochs", "2", "--data.dir", idx, *SMALL, "--network.name", "dcgan")
     assert main(*arguments) == 0
     out = tmp_path / "runs/mnist"
     for name in (
@@ -101,9 +100,7 @@ def test_every_seed_leaves_what_a_run_of_its_own_leaves(idx, tmp_path, capsys):
         "1",
         "--data.dir",
         idx,
-        *SMALL[:-2],
-        "--network.name",
-        "mlp",
+        *SMALL,
         "--evaluation-epochs",
         "1",
         "--evaluation-samples",
@@ -157,8 +154,6 @@ def test_overrides_reach_every_method(idx, tmp_path):
         "--data.dir",
         idx,
         *SMALL,
-        "--network.name",
-        "mlp",
         "--methods",
         "psg",
         "--method.generators",
@@ -173,7 +168,7 @@ def test_overrides_reach_every_method(idx, tmp_path):
 
 
 def arguments(idx, out, *more):
-    return "--data.dir", idx, "--out", out, "--methods", "psg", *SMALL, "--network.name", "mlp", *more
+    return "--data.dir", idx, "--out", out, "--methods", "psg", *SMALL, *more
 
 
 def start(idx, out, *more):
@@ -207,7 +202,7 @@ def test_killed_anywhere_or_stopped_a_run_ends_with_the_same_numbers(idx, tmp_pa
         before = len(read_lines(tmp_path / "cut/psg/metrics.jsonl"))
         config = runfolder.read_config(tmp_path / "cut/psg")
         with Checkpoints(tmp_path / "cut/psg/checkpoints") as checkpoints:  # nothing is lost, not an update
-            state, progress = checkpoints.restore(jax.eval_shape(lambda config=config: init(config, (28, 28, 1))))
+            state, progress = checkpoints.restore(like(config, (28, 28, 1)))
         assert f"stopped at step {int(state.step):,} of" in out
         assert progress["config"] == json.loads(to_json(config))
         assert progress["versions"]["jax"] == jax.__version__

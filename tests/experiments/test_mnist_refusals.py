@@ -93,7 +93,7 @@ def test_damaged_data_are_refused(case, tmp_path, capsys):
     folder = write_idx(tmp_path / "data")
     break_it, message = DAMAGE[case]
     break_it(folder)
-    assert main("--data.source", "idx", "--data.dir", folder, *SMALL) == 2
+    assert main("--data.source", "idx", "--data.dir", folder, *SMALL, "--network.name", "dcgan") == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error

@@ -107,7 +107,7 @@ def test_the_command_end_to_end(digits, capsys):
 
 def test_a_gpu_trains_all_trials_of_a_method_at_once(digits, monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    arguments = [*TINY, "--methods", "gan"]
+    arguments = [*TINY, "--methods", "gan", "--network.name", "mlp"]
     assert stacked_mnist.main(arguments) == 0
     assert "gan (2 seeds): training 4 steps" in capsys.readouterr().out
     record = json.loads(Path("out/results.json").read_text())

@@ -7,6 +7,7 @@ bits, than the one that every other test has. Smaller meshes are what one replic
 import dataclasses
 import functools
 import itertools
+import json
 import re
 from collections import Counter
 
@@ -15,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SCHEDULES, SHAPE, first_state, leaves, same, tiny
+from conftest import IMAGE, POINTS, SCHEDULES, SHAPE, first_state, leaves, same, tiny
+from small_mnist import SMALL
 from updates import stacked
 
-from experiments import tpu
-from psgjax.config import Data, Mesh, Network
+from experiments import mnist, tpu
+from psgjax.config import Data, Mesh
 from psgjax.method import epochs, sharding
 from psgjax.method import state as states
 from psgjax.runs.checkpoint import Checkpoints
@@ -28,7 +30,6 @@ from psgjax.switches import METHODS
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 KINDS = {tuple(n > 1 for n in sizes): sizes for sizes in reversed(MESHES)}.values()  # one that splits each set of axes
 IMAGES = np.random.default_rng(0).integers(0, 256, (83, *SHAPE), dtype=np.uint8)  # 83: no mesh divides it
-IMAGE, POINTS = Network("dcgan", 4, 6), Network("mlp", 8, 6)
 
 
 def seeds(config, count):
@@ -156,18 +157,18 @@ def test_every_loss_is_tried_on_a_mesh():
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_other_loss_is_the_same_on_a_mesh(name):
     generators = METHODS[name].generators
-    check(tiny(name, network=POINTS, batch_size=8), 2, generators, 4 // generators)
+    check(tiny(name, batch_size=8), 2, generators, 4 // generators)
 
 
 @pytest.mark.parametrize(("order", "sizes"), [("simultaneous", (1, 2, 4)), ("alternating", (2, 2, 2))])
 def test_penalties_are_the_same_on_a_mesh(order, sizes):
     switches = {"update_order": order, "regularisers": (("r1", 3.0), ("r2", 0.5), ("gradient-penalty", 1.0))}
-    check(tiny("psg", network=POINTS, batch_size=8, **switches), *sizes)
+    check(tiny("psg", batch_size=8, **switches), *sizes)
 
 
 def test_packing_and_schedules_are_the_same_on_a_mesh():
     # Independent scores: with a softmax the bias of a unit that is active at every image has no gradient, as the last one has none.
-    check(tiny("stackelberg-r1r2", network=POINTS, batch_size=16, pack=2, optimizer=SCHEDULES), 2, 2, 2)
+    check(tiny("stackelberg-r1r2", batch_size=16, pack=2, optimizer=SCHEDULES), 2, 2, 2)
 
 
 def test_a_state_moves_between_meshes_and_through_a_checkpoint(tmp_path):
@@ -202,7 +203,7 @@ def test_a_state_is_made_on_its_mesh():
 def test_what_a_mesh_should_split_and_does_not_is_named():
     config = tiny("psg", batch_size=8)
     mesh = sharding.make_mesh(Mesh(1, 2, 4), config)
-    arguments = states.abstract(config, SHAPE), jax.ShapeDtypeStruct((84, *SHAPE), jnp.uint8)
+    arguments = states.abstract(states.make_init(config, SHAPE)), jax.ShapeDtypeStruct((84, *SHAPE), jnp.uint8)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
@@ -219,3 +220,15 @@ def test_what_a_mesh_should_split_and_does_not_is_named():
     found = tpu.not_split(compiled(bad, whole), *arguments, mesh)
     assert len(found) == 1 + len(jax.tree.leaves(arguments[0].generators))
     assert all(".generators" in name for name in found[:-1])
+
+
+def test_both_methods_are_trained_and_the_devices_that_idle_are_named(tmp_path, capsys):
+    arguments = [*SMALL, "--batch-size", "6", "--steps", "1", "--data.source", "packaged", "--out", str(tmp_path)]
+    assert mnist.main(arguments) == 0
+    told = capsys.readouterr().out
+    for name, sizes in (("psg", (1, 2, 3)), ("sngan", (1, 1, 6))):
+        assert f"{name}: 6 of 8 devices are used" in told
+        mesh = json.loads((tmp_path / name / "env.json").read_text())["mesh"]
+        assert tuple(mesh.values()) == sizes
+        assert list(mesh) == ["replica", "generator", "data"]
+    assert "{}, {} idle".format(*jax.devices()[6:]) in told

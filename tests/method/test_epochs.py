@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import IMAGE, SHAPE, first_state, same, tiny
 from updates import batch_of, close, first_moments, member, one_step, stacked
 
 from psgjax.config import Network
@@ -71,7 +71,7 @@ def test_metrics_start_anew_with_every_epoch(images):
 
 
 def test_replicas_by_vmap_equal_single_runs(images):
-    config = tiny("psg-sn")
+    config = tiny("psg-sn", network=IMAGE)
     states = [first_state(dataclasses.replace(config, seed=seed)) for seed in range(2)]
     step = stepping.make_step(config, SHAPE)
     batch = batch_of(config, images)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import IMAGE, SHAPE, first_state, same, tiny
 
 from psgjax.config import Optimizer
 from psgjax.method import inference, objectives, spectral
@@ -66,7 +66,7 @@ def random_average(config, images):
 @pytest.mark.parametrize("momentum", [0.9, 0.5])
 def test_averages_are_sampled_with_batch_statistics_of_their_own(momentum, images, monkeypatch):
     monkeypatch.setattr(layers.BatchNorm, "momentum", momentum)
-    config = tiny("stackelberg", optimizer=Optimizer(average_decay=0.9))
+    config = tiny("stackelberg", network=IMAGE, optimizer=Optimizer(average_decay=0.9))
     state = random_average(config, images)
     variables = jax.jit(inference.make_variables(config, SHAPE))(state)
     assert same(variables["params"], state.generators.average.ema)
@@ -80,7 +80,7 @@ def test_averages_are_sampled_with_batch_statistics_of_their_own(momentum, image
 
 
 def test_averages_are_sampled_whatever_the_statistics_in_training_and_judged_never(images):
-    config = tiny("psg", optimizer=Optimizer(average_decay=0.9))
+    config = tiny("psg", network=IMAGE, optimizer=Optimizer(average_decay=0.9))
     plain = dataclasses.replace(config, optimizer=Optimizer())
     state, key = random_average(config, images), jax.random.key(3)
     trained = dataclasses.replace(state, generators=first_state(config).generators)

@@ -37,7 +37,8 @@ def test_d_sees_tuples_and_everything_counts_them(network, images):
     first, inputs = ("Dense_0", 8 * 8 * 2) if network.name == "mlp" else ("Down_0", 2)
     assert state.discriminator.params[first]["kernel"].shape[-2] == inputs
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    plain = states.abstract(dataclasses.replace(config, method=dataclasses.replace(config.method, pack=1)), SHAPE)
+    single = dataclasses.replace(config, method=dataclasses.replace(config.method, pack=1))
+    plain = states.abstract(states.make_init(single, SHAPE))
     assert jax.tree.map(jnp.shape, plain.generators) == jax.tree.map(jnp.shape, state.generators)
     judged = inference.make_accuracy(config, SHAPE)
     assert {name: float(value) for name, value in judged(state, images[:7]).items() if "accuracy" in name} == {

@@ -6,10 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import SCHEDULES, SHAPE, first_state, tiny
+from conftest import IMAGE, SCHEDULES, SHAPE, first_state, tiny
 from updates import compiled_step
 
-from psgjax.config import Network, Optimizer
+from psgjax.config import Optimizer
 from psgjax.method import reference
 from psgjax.switches import METHODS
 
@@ -32,7 +32,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_three_updates_are_those_of_the_plain_reading(name, images):
     optimizer = Optimizer(average_decay=0.9, schedule="linear") if name == "stackelberg" else Optimizer()
-    changes = {"optimizer": optimizer, "network": Network("dcgan", 4, 6), **CASES[name]}
+    changes = {"optimizer": optimizer, "network": IMAGE, **CASES[name]}
     config = tiny(name.split()[0].strip(","), **changes)
     count = config.method.discriminator_steps
     batch = jnp.asarray(images[: 4 * count]).reshape(count, 4, *SHAPE)

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import IMAGE, POINTS, SHAPE, first_state, same, tiny
 
 from psgjax import parts, schema
-from psgjax.config import Config, ConfigError, Method, Network
+from psgjax.config import Config, ConfigError, Method
 from psgjax.method import objectives, regularisers
 from psgjax.method import state as states
 from psgjax.method import step as stepping
 from psgjax.switches import METHODS
 
 PENALTIES = (("r1", 3.0), ("r2", 0.5))
-POINTS, IMAGE = Network("mlp", 8, 6), Network("dcgan", 4, 6)
 
 
 def one_step(config, images):
@@ -104,7 +103,7 @@ def test_gradients_are_pytorchs(k, gate, order, network, images):
 
 @pytest.mark.uncovered
 def test_a_penalty_acts_where_the_gate_gives_d_nothing(images, monkeypatch):
-    config = tiny(batch_size=8, network=POINTS, regularisers=PENALTIES)
+    config = tiny(batch_size=8, regularisers=PENALTIES)
     monkeypatch.setattr(objectives, "read_scores", _real_wins)
     before, after, metrics = one_step(config, images)
     assert float(metrics["updates"]["discriminator"]) == 0
@@ -155,7 +154,7 @@ def least_squares(outputs):
 @pytest.mark.usefixtures("registered")
 def test_parts_of_ones_own_are_trained_with_by_name(images):
     own = {"loss": "least-squares", "scores": "independent", "gate": "first", "regularisers": (("small-scores", 2.0),)}
-    config = tiny(network=POINTS, **own)
+    config = tiny(**own)
     assert schema.from_json(Config, schema.to_json(config)) == config
     state, _, metrics = one_step(config, images)
     np.testing.assert_array_equal(metrics["branches"], [1, 0, 0])

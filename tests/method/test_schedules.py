@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 from conftest import SCHEDULES, SHAPE, first_state, same, tiny
 
-from psgjax.config import ConfigError, Network, Optimizer
+from psgjax.config import ConfigError, Optimizer
 from psgjax.method import epochs, schedules
 from psgjax.method import state as states
 from psgjax.method import step as stepping
 
-POINTS = Network("mlp", 8, 6)
 PENALTIES = (("r1", 1.0), ("r2", 1.0))
 
 
 def run_of(**settings):
     """A run of 10 updates of 4 images."""
-    return tiny(network=POINTS, steps=10, regularisers=PENALTIES, correct_weight=1.0, optimizer=Optimizer(**settings))
+    return tiny(steps=10, regularisers=PENALTIES, correct_weight=1.0, optimizer=Optimizer(**settings))
 
 
 @functools.cache

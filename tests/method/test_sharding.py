@@ -1,6 +1,5 @@
 """The choice of a mesh here; the update on eight simulated devices in `eight_devices.py`, in a process of its own."""
 
-import json
 import math
 import os
 import re
@@ -97,28 +96,3 @@ def test_a_mesh_that_is_proposed_fits_every_method():
         sharding.mesh_sizes(Mesh(data=3), configs[0], 1, 6, configs)
     named = Mesh(*(int(text) for text in re.findall(r"--mesh\.\w+ (\d+)", str(caught.value))))
     assert {sharding.mesh_sizes(named, config, 1, 6, configs) for config in configs} == {(1, 1, 4)}
-
-
-def test_three_devices_train_both_methods_and_the_idle_ones_are_named(tmp_path):
-    small = [
-        "--network.name",
-        "mlp",
-        "--network.width",
-        "2",
-        "--network.latent-size",
-        "3",
-        "--evaluation-epochs",
-        "0",
-        "--data.source",
-        "packaged",
-    ]
-    command = [sys.executable, "-m", "experiments.mnist", "--steps", "1", *small, "--out", tmp_path / "out"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "3", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    for name, sizes in (("psg", (1, 2, 1)), ("sngan", (1, 1, 2))):
-        assert f"{name}: 2 of 3 devices are used" in result.stdout
-        mesh = json.loads((tmp_path / "out" / name / "env.json").read_text())["mesh"]
-        assert tuple(mesh.values()) == sizes
-        assert list(mesh) == ["replica", "generator", "data"]
-    assert "CPU:2 idle" in result.stdout.replace("TFRT_", "").replace("cpu", "CPU").replace("CpuDevice(id=2)", "CPU:2")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import IMAGE, SHAPE, first_state, same, tiny
 from updates import batch_of, first_moments, latents_of, one_step
 
 from psgjax.config import ConfigError, Network, Optimizer
@@ -19,8 +19,6 @@ from psgjax.method import step as stepping
 from psgjax.switches import METHODS
 
 pytestmark = pytest.mark.uncovered
-
-POINTS = Network("mlp", 8, 6)  # for what is the same for every network: compiled fastest
 
 
 def three_updates(config, images):
@@ -33,7 +31,7 @@ def three_updates(config, images):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_updates_change_both_sides_and_stay_finite(name, images):
-    config = tiny(name)
+    config = tiny(name, network=IMAGE)
     before = first_state(config)
     for after, metrics in three_updates(config, images):  # all of D's update may be gated away in one
         chex.assert_tree_all_finite((after.generators, after.discriminator, metrics))
@@ -70,20 +68,20 @@ GOLDEN = {
 @pytest.mark.parametrize("name", list(METHODS))
 def test_golden_metrics(name, images):
     totals = np.zeros(3)
-    for _, metrics in three_updates(tiny(name), images):
+    for _, metrics in three_updates(tiny(name, network=IMAGE), images):
         totals += [metrics["loss"]["discriminator"], metrics["loss"]["generators"][0], metrics["accuracy"]]
     np.testing.assert_allclose(totals, GOLDEN[name], rtol=1e-4)
 
 
 def test_generators_are_identical_in_build_and_independent_in_value():
-    params = first_state(tiny("stackelberg", generators=3)).generators.params
+    params = first_state(tiny("stackelberg", generators=3, network=IMAGE)).generators.params
     kernels = params["Dense_0"]["kernel"]
     assert kernels.shape[0] == 3
     assert not np.array_equal(kernels[0], kernels[1])
 
 
 def test_k_vmapped_generators_equal_k_separate_ones(images):
-    config = tiny("stackelberg", generators=3)
+    config = tiny("stackelberg", generators=3, network=IMAGE)
     before = first_state(config)
     after, _ = one_step(config, images)
     generator, discriminator = states.build(config, SHAPE)
@@ -113,7 +111,7 @@ def test_k_vmapped_generators_equal_k_separate_ones(images):
 
 
 def test_gan_equals_a_textbook_step(images):
-    config = tiny("gan")
+    config = tiny("gan", network=IMAGE)
     before = first_state(config)
     after, metrics = one_step(config, images)
     generator, discriminator = states.build(config, SHAPE)
@@ -162,7 +160,7 @@ def gated_outputs(winner):
 
 
 def test_an_empty_mask_leaves_parameters_moments_and_statistics_alone(images, monkeypatch):
-    config = dataclasses.replace(tiny("psg-sn", network=POINTS), optimizer=Optimizer(average_decay=0.9))
+    config = dataclasses.replace(tiny("psg-sn"), optimizer=Optimizer(average_decay=0.9))
 
     @jax.jit
     def step(state, winner):
@@ -180,7 +178,7 @@ def test_an_empty_mask_leaves_parameters_moments_and_statistics_alone(images, mo
 
 
 def test_the_gradient_penalty_by_its_definition(images):
-    options = {"update_order": "simultaneous", "discriminator_steps": 1, "network": Network("mlp", 8, 6)}
+    options = {"update_order": "simultaneous", "discriminator_steps": 1}
     config = tiny("wgan-gp", **options)
     state = first_state(config)
     with_penalty, without = (one_step(c, images)[0] for c in (config, tiny("wgan-gp", regularisers=(), **options)))
@@ -207,7 +205,7 @@ def test_the_gradient_penalty_by_its_definition(images):
 
 
 def test_spectral_vectors_move_once_an_update_and_raw_weights_are_kept(images):
-    config = tiny("sngan")
+    config = tiny("sngan", network=IMAGE)
     before = first_state(config)
     after, _ = one_step(config, images)
     _, expected = spectral.normalise(before.discriminator.params, before.discriminator.spectral_vectors)
@@ -239,7 +237,7 @@ def test_the_average_weighs_every_update_and_not_the_initialisation(images):
 @pytest.mark.parametrize("order", ["simultaneous", "alternating"])
 def test_the_linear_schedule_follows_the_run_and_not_the_updates_that_a_gate_lets_through(order, images):
     switches = {"correct_weight": 1.0, "update_order": order}
-    config = tiny("psg", steps=4, network=POINTS, optimizer=Optimizer(schedule="linear"), **switches)
+    config = tiny("psg", steps=4, optimizer=Optimizer(schedule="linear"), **switches)
     plain = dataclasses.replace(config, optimizer=Optimizer())
     for step in (0, 3, 4):  # Adam's own count stands at 0, as if a gate had held up every update so far
         before = dataclasses.replace(first_state(config), step=jnp.int32(step))
@@ -253,14 +251,14 @@ def test_the_linear_schedule_follows_the_run_and_not_the_updates_that_a_gate_let
 
 
 def test_in_the_alternating_order_what_is_logged_of_d_is_of_its_own_passes(images):
-    _, both = one_step(tiny("psg-sn", network=POINTS), images)
-    _, metrics = one_step(tiny("psg-sn", network=POINTS, update_order="alternating"), images)
+    _, both = one_step(tiny("psg-sn"), images)
+    _, metrics = one_step(tiny("psg-sn", update_order="alternating"), images)
     own = [metrics[name]["discriminator"] for name in ("loss", "gated_loss", "updates")]
     expected = [both[name]["discriminator"] for name in ("loss", "gated_loss", "updates")]
     np.testing.assert_allclose(own, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], both["accuracy"])
     assert not np.allclose(metrics["loss"]["generators"], both["loss"]["generators"], rtol=1e-4)
-    _, two = one_step(tiny("psg-sn", network=POINTS, update_order="alternating", discriminator_steps=2), images)
+    _, two = one_step(tiny("psg-sn", update_order="alternating", discriminator_steps=2), images)
     assert float(two["updates"]["discriminator"]) in np.arange(9) / 8  # the mean over eight triplets in two passes
 
 
@@ -271,5 +269,5 @@ def test_batch_statistics_of_single_values_are_refused(images):
             ConfigError, match=f"batch_size 1 with network.name {name} on images of {size}x{size}.*at least 2"
         ):
             states.build(config, (size, size, 1))
-    states.build(tiny("gan", batch_size=1), SHAPE)  # 2x2 values
-    states.build(tiny("gan", batch_size=1, network=Network("mlp", width=4, latent_size=6)), SHAPE)
+    states.build(tiny("gan", batch_size=1, network=IMAGE), SHAPE)  # 2x2 values
+    states.build(tiny("gan", batch_size=1), SHAPE)

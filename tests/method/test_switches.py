@@ -7,7 +7,7 @@ import pytest
 from conftest import tiny
 from updates import close, first_moments, one_step
 
-from psgjax.config import Method, Network
+from psgjax.config import Method
 
 pytestmark = pytest.mark.uncovered
 
@@ -38,12 +38,7 @@ SWITCHES = [
 
 @pytest.mark.parametrize(("switch", "value", "name", "base", "d_changes", "g_changes"), SWITCHES)
 def test_every_switch_changes_what_it_says_and_no_more(switch, value, name, base, d_changes, g_changes, images):
-    network = Network(
-        "mlp", width=8, latent_size=6
-    )  # a switch does the same for every network; this one compiles fastest
-    one, other = (
-        tiny(name, batch_size=8, seed=5, network=network, **{**base, **more}) for more in ({}, {switch: value})
-    )
+    one, other = (tiny(name, batch_size=8, seed=5, **{**base, **more}) for more in ({}, {switch: value}))
     (a, metrics), (b, _) = (one_step(config, images) for config in (one, other))
     if name == "psg" and not base:
         assert np.all(metrics["branches"] > 0), "the test's batch must take every branch"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import like, tiny
 from flax import linen as nn
 from jax import export
 from jax.test_util import check_grads
@@ -70,7 +70,7 @@ def test_every_network_keeps_the_contract(name):
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_trains_on_28x28(name):
     config = tiny("sngan", network=Network(name, width=4, latent_size=5))
-    state = jax.eval_shape(lambda: states.init(config, SHAPE))
+    state = like(config, SHAPE)
     batch = jax.ShapeDtypeStruct((1, 4, *SHAPE), jnp.uint8)
     after, _ = jax.eval_shape(stepping.make_step(config, SHAPE), state, batch)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)

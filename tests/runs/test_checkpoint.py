@@ -8,14 +8,13 @@ from contextlib import ExitStack
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import first_state, like, same, tiny
 
-from psgjax.method import state as states
 from psgjax.runs import checkpoint
 from psgjax.runs.checkpoint import CheckpointError, Checkpoints
 
 CONFIG = tiny()
-LIKE = jax.eval_shape(lambda: states.init(CONFIG, SHAPE))
+LIKE = like(CONFIG)
 
 
 def state_of(step):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, first_state, same, tiny
+from conftest import IMAGE, SHAPE, first_state, same, tiny
 from rich.console import Console
 from updates import compiled_step, member, stacked
 
@@ -50,7 +50,7 @@ class StopAtOnce(loop.Stop):
 @pytest.fixture(scope="module")
 def diverged(images, tmp_path_factory):
     """A run that was stopped, resumed and diverged: its configuration, its folder, and what was said."""
-    config, folder = dataclasses.replace(tiny(steps=40), optimizer=UNSTABLE), tmp_path_factory.mktemp("runs") / "psg"
+    config, folder = tiny(network=IMAGE, steps=40, optimizer=UNSTABLE), tmp_path_factory.mktemp("runs") / "psg"
     assert train(config, images, folder, StopAtOnce()).step == 1
     with pytest.raises(loop.Diverged) as raised:
         train(config, images, folder)
@@ -109,8 +109,8 @@ def test_the_file_alone_shows_the_same_failure_again(diverged, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        (lambda state, names: (first_state(tiny()), []), "there is no failure"),
-        (lambda state, names: (first_state(tiny()), names), "there is no failure"),
+        (lambda state, names: (first_state(tiny(network=IMAGE)), []), "there is no failure"),
+        (lambda state, names: (first_state(tiny(network=IMAGE)), names), "there is no failure"),
         (lambda state, names: (state, names[:1]), "with other numbers"),
     ],
     ids=["healthy", "said to fail", "failing otherwise"],

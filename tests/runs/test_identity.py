@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import IMAGE, tiny
 from small_runs import StopAfter, timeless, train
 from sources import contents, load, write
 
@@ -206,7 +206,7 @@ def test_sides_that_do_not_fit_are_refused_before_anything_is_written(side, data
     other = dataclasses.replace(
         data, images=images, held_out_images=images, labels=images[:, 0, 0, 0], held_out_labels=None
     )
-    refused_data(tmp_path, tiny("gan"), other, f"network.name dcgan.* takes .*, not {side}x{side}")
+    refused_data(tmp_path, tiny("gan", network=IMAGE), other, f"network.name dcgan.* takes .*, not {side}x{side}")
 
 
 def test_one_class_is_refused_where_samples_are_scored_and_trained_on_where_not(data, tmp_path):

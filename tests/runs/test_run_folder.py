@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-from conftest import first_state, tiny
+from conftest import first_state, like, tiny
 
 from psgjax.runs.checkpoint import read, saved_steps
 from psgjax.runs.folder import opened
@@ -26,7 +25,7 @@ def train(folder, data, begin, *scored):
 def test_the_best_state_is_of_a_line_that_is_there(tmp_path, data):
     folder = tmp_path / "run"
     assert train(folder, data, 0, (10, 5.0), (20, 6.0), (30, 1.0)) == [30]
-    assert read(folder / "best", jax.eval_shape(lambda: first_state(CONFIG)))[1] == {"fd_mine": 1.0}
+    assert read(folder / "best", like(CONFIG))[1] == {"fd_mine": 1.0}
     assert train(folder, data, 20) == []  # the line of step 30 is lost, and the state of step 10 is gone
     assert train(folder, data, 20, (25, 7.0)) == [25]
     assert train(folder, data, 25, (30, 8.0)) == [25]

@@ -8,7 +8,7 @@ from PIL import Image
 from small_runs import StopAfter, timeless, train
 
 import psgjax
-from psgjax.config import Data, Network
+from psgjax.config import Data
 from psgjax.data import dataset
 from psgjax.evaluation import fitting
 
@@ -16,7 +16,7 @@ RAMP = np.linspace(0, 200, 64).reshape(8, 8, 1)  # has an up and a down, which r
 COLOUR = (RAMP + np.random.default_rng(0).integers(0, 56, (147, 8, 8, 3))).astype(np.uint8)
 GREY, LABELS = COLOUR[..., :1], np.arange(147, dtype=np.uint8) % 49
 FLOAT = COLOUR.astype(np.float32)
-CONFIG = tiny(network=Network("mlp", width=4, latent_size=6), batch_size=16, evaluation_epochs=9, evaluation_samples=24)
+CONFIG = tiny(batch_size=16, evaluation_epochs=9, evaluation_samples=24)
 
 
 def parts(array):
