@@ -143,17 +143,8 @@ def test_features_of_a_file_measure_what_is_trained(tmp_path, capsys):
     shape = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8)
     (tmp_path / "own.stablehlo").write_bytes(jax.export.export(jax.jit(brightness))(shape).serialize())
     given = ["train", "--data.dir", str(tmp_path / "mine.npy"), "--steps", "1", "--batch-size", "8", "--methods", "gan"]
-    given += [
-        "--network.name",
-        "mlp",
-        "--network.width",
-        "2",
-        "--evaluation-samples",
-        "20",
-        "--out",
-        str(tmp_path / "out"),
-        "--features",
-    ]
+    given += ["--network.name", "mlp", "--network.width", "2", "--evaluation-samples", "20"]
+    given += ["--out", str(tmp_path / "out"), "--features"]
     assert doors.main([*given, str(tmp_path / "other.stablehlo")]) == 2
     assert doors.main([*given, str(tmp_path / "own.stablehlo"), "--evaluation-epochs", "0"]) == 2
     refusals = capsys.readouterr().err.splitlines()

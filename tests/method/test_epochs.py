@@ -30,7 +30,7 @@ def run_of(config, images):
 
 
 def test_a_run_equals_the_loop_of_steps_and_epochs_visit_every_image_once(images):
-    config = tiny()
+    config = tiny(network=IMAGE)
     _, run = run_of(config, images)
     state = first_state(config)
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, states.Stream.EPOCHS), 0)

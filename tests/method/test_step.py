@@ -160,7 +160,7 @@ def gated_outputs(winner):
 
 
 def test_an_empty_mask_leaves_parameters_moments_and_statistics_alone(images, monkeypatch):
-    config = dataclasses.replace(tiny("psg-sn"), optimizer=Optimizer(average_decay=0.9))
+    config = tiny("psg-sn", network=IMAGE, optimizer=Optimizer(average_decay=0.9))
 
     @jax.jit
     def step(state, winner):

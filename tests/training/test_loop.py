@@ -78,7 +78,7 @@ def test_seeds_in_one_program_equal_the_runs_of_each_bit_for_bit(name, data, tmp
 
 @pytest.mark.uncovered
 def test_seeds_in_one_batch_equal_the_runs_of_each_up_to_rounding(data, tmp_path, monkeypatch):
-    config = tiny("psg", steps=4, batch_size=8)  # one epoch
+    config = tiny("psg", network=IMAGE, steps=4, batch_size=8)  # one epoch
     train(config, data, tmp_path / "in-turn", seeds=(0, 1))
     monkeypatch.setattr(loop, "IN_TURN", ())
     train(config, data, tmp_path / "batched", seeds=(0, 1))
