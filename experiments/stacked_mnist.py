@@ -13,7 +13,7 @@ every figure. And only training digits are stacked to train on, where theirs are
 quick, which ends while all methods still find new modes, gan had 765, sngan 756 and psg 352. Twelve epochs of pacgan took choice
 170 s for five trials on an H100 that trained another method beside it; KL was 0.07 for gan-r1r2, 0.09 for r3gan, 0.13 for choice
 and 0.59 for psg (docs/recipe.md). small has the networks of quick: 7 minutes of choice, 4 of either of the others on two
-cores, after which digits can be read; with two seeds 995 to 1000 modes, and a KL of 0.17 to 0.23 that orders none of the three
+cores, after which digits can be read; with three seeds 995 to 1000 modes, and a KL of 0.17 to 0.23 that orders none of the three
 (results/stacked-small.json).
 
 full is Huang et al. 2024 (R3GAN) as far as resnet goes: 19,500 updates of 512 images, z of 64, two blocks at each of three sizes, D
