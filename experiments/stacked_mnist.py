@@ -10,11 +10,10 @@ batches of 64, 50 epochs (quick: 5, small: 10), Adam with 0.0002 and 0.5, z of 1
 a classifier; the number of modes among them, and the KL divergence of their modes from equally frequent ones. Two things differ.
 The networks are psgjax's: theirs have four levels of convolutions, and the size of D dominates the result, so it is shown with
 every figure. And only training digits are stacked to train on, where theirs are of the test images, too. With the first seed of
-quick, which ends while all methods still find new modes, gan had 765, sngan 756 and psg 352. Twelve epochs of pacgan took choice
-170 s for five trials on an H100 that trained another method beside it; KL was 0.07 for gan-r1r2, 0.09 for r3gan, 0.13 for choice
-and 0.59 for psg (docs/recipe.md). small has the networks of quick: 7 minutes of choice, 4 of either of the others on two
-cores, after which digits can be read; with three seeds 995 to 1000 modes, and a KL of 0.17 to 0.23 that orders none of the three
-(results/stacked-small.json).
+quick, which ends while all methods still find new modes, gan had 765, sngan 756 and psg 352. Five trials of pacgan's 100,000
+updates had a KL of 0.04 with gan-r1r2 and 0.12 with choice (docs/recipe.md). small has the networks of quick: 7 minutes of choice,
+4 of either of the others on two cores, after which digits can be read; with three seeds 995 to 1000 modes, and a KL of 0.17 to
+0.23 that orders none of the three (results/stacked-small.json).
 
 full is Huang et al. 2024 (R3GAN) as far as resnet goes: 19,500 updates of 512 images, z of 64, two blocks at each of three sizes, D
 of 20.5 M parameters; Adam with 0 and 0.9 to 0.99, step size 0.0002 to 0.00005, R1 and R2 at 1 to 0.1, all by a cosine over the
