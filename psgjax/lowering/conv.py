@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from psgjax.lowering import conv_cpu, conv_products
+from psgjax.lowering import conv_cpu, conv_products, traced
 from psgjax.lowering.conv_cpu import LAYOUT, Map
 from psgjax.lowering.conv_products import pads
 
@@ -60,7 +60,11 @@ def barrier(*arrays: jax.Array) -> Any:
     Without it, that compiler repeats elementwise work in every operation that reads its result. On other platforms, and without
     the options, this does nothing. One array is returned as it is, several as a tuple.
     """
-    given = arrays if len(arrays) > 1 else arrays[0]
+    return _barrier(arrays if len(arrays) > 1 else arrays[0])
+
+
+@traced.once
+def _barrier(given: Any) -> Any:
     return lax.platform_dependent(given, cpu=lax.optimization_barrier, default=lambda given: given)
 
 
@@ -120,8 +124,12 @@ _up.defvjp(_up_forward, _up_backward)
 _correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
+@cache
 def _lowered(name: str, stride: int, size: int) -> Map:
-    """The named map in the form that the platform of the lowering runs fast, with its own batching rule."""
+    """The named map in the form that the platform of the lowering runs fast, with its own batching rule.
+
+    One object for all places that use it: so it is traced once.
+    """
     forms = {
         "down": (conv_cpu.down, conv_products.down, _down_native),
         "up": (conv_cpu.up, conv_products.up, _up_native),
@@ -130,6 +138,7 @@ def _lowered(name: str, stride: int, size: int) -> Map:
     cpu, products, native = (partial(form, stride=stride, size=size) for form in forms[name])
 
     @custom_vmap
+    @traced.once
     def apply(a: jax.Array, b: jax.Array) -> jax.Array:
         # One barrier per array, as the other maps of the same arrays have: the compiler then merges what several maps compute from
         # one array, across the passes. None on kernels: what is computed from one is then computed once for all microbatches.

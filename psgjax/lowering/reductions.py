@@ -13,6 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from psgjax.lowering import traced
+
 _BLOCKS = 16
 _EPSILON = 1e-5
 
@@ -43,6 +45,7 @@ def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
     return add_bias(x, bias), None
 
 
+@traced.once
 def _add_bias_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     return cotangent, sums(lambda g: g, cotangent)
 
@@ -96,6 +99,7 @@ def _over_devices(axis_name: str | None, x: jax.Array, *sums: jax.Array) -> tupl
     return (count * jax.lax.axis_size(axis_name), *jax.lax.psum(sums, axis_name)) if axis_name else (count, *sums)
 
 
+@partial(traced.once, static_argnums=3)
 def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> tuple[tuple, tuple]:
     wide = _widened(x)
     count, total, squares = _over_devices(axis_name, x, sums(lambda x: x, wide), sums(lambda x: x * x, wide))
@@ -105,6 +109,7 @@ def _normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_nam
     return (normalised, mean, variance), (x, mean, jnp.sqrt(variance + _EPSILON), scale)
 
 
+@partial(traced.once, static_argnums=0)
 def _normalise_backward(
     axis_name: str | None, saved: tuple, cotangents: tuple
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

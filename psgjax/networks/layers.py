@@ -5,7 +5,6 @@ Every weight that multiplies is called `kernel`, which is what spectral normalis
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +16,30 @@ from psgjax.lowering import conv, reductions
 
 NORMAL = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
 
-# What is left out here, dimensions and precision, is always the same: [n, A] times [A, B], and the precision that the context sets.
-Dense = partial(nn.Dense, dot_general=lambda x, kernel, *_, **__: reductions.product(x, kernel))
+
+class Layer(nn.Module):
+    """A module that reads its parameters, where Flax would trace each one's initialisation again at every application."""
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Any, *init_args: Any, **settings: Any) -> Any:
+        """The parameter of that name and shape, `init_args[0]`; whatever else there is, or is not yet, is Flax's matter."""
+        known = None if self.is_initializing() else self.get_variable("params", name)
+        fits = isinstance(known, jax.Array) and known.shape == tuple(init_args[0])
+        return known if fits else super().param(name, init_fn, *init_args, **settings)
 
 
-class Down(nn.Module):
+def _product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    # What is left out, dimensions and precision, is always the same: [n, A] times [A, B], and the precision that the context sets.
+    return reductions.product(x, kernel)
+
+
+class Dense(Layer, nn.Dense):
+    """`flax.linen.Dense` with this package's products: [B, A] -> [B, features]."""
+
+    dot_general: Any = _product
+
+
+class Down(Layer):
     """Strided convolution, padded "SAME": [B, H, W, C] -> [B, H / stride, W / stride, features]."""
 
     features: int
@@ -39,7 +57,7 @@ class Down(nn.Module):
         return reductions.add_bias(conv.down(images, kernel, stride=self.stride), bias)
 
 
-class Up(nn.Module):
+class Up(Layer):
     """Transposed convolution, padded "SAME": [B, h, w, D] -> [B, h * stride, w * stride, features]; no bias before a norm."""
 
     features: int
@@ -58,7 +76,7 @@ class Up(nn.Module):
         return reductions.add_bias(images, bias) if self.use_bias else images
 
 
-class Pointwise(nn.Module):
+class Pointwise(Layer):
     """Convolution 1x1, a product with each pixel's channels: [B, H, W, C] -> [B, H, W, features]."""
 
     features: int
@@ -77,7 +95,7 @@ class Pointwise(nn.Module):
         return reductions.add_bias(features, bias) if self.use_bias else features
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Layer):
     """`flax.linen.BatchNorm` with this package's faster sums: the same parameters, statistics and numbers, in float32."""
 
     momentum: float = 0.9

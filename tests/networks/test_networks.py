@@ -11,14 +11,13 @@ import pytest
 from conftest import like, tiny
 from flax import linen as nn
 from jax import export
-from jax.test_util import check_grads
 
 from psgjax import networks, schema
 from psgjax.config import Config, ConfigError, Network
 from psgjax.method import inference, spectral
 from psgjax.method import state as states
 from psgjax.method import step as stepping
-from psgjax.networks import layers, table
+from psgjax.networks import table
 
 SHAPE = (28, 28, 1)
 
@@ -165,26 +164,6 @@ def test_dcgans_levels_follow_from_the_size(side, smallest):
     generator, discriminator = made("dcgan", (side, side, 3))[:2]
     assert generator.start == (smallest, smallest)
     assert discriminator.depth == 1 + len(generator.channels)
-
-
-@pytest.mark.uncovered
-@pytest.mark.parametrize("shape", [(2, 6, 10, 3), (1, 2, 2, 1)], ids=str)
-def test_resampling_is_bilinear_and_so_are_its_gradients(shape):
-    small, large = (
-        jax.random.normal(jax.random.key(i), s)
-        for i, s in enumerate((shape, (shape[0], 2 * shape[1], 2 * shape[2], shape[3])))
-    )
-    wide = jnp.pad(small, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    doubled = (*wide.shape[:1], 2 * wide.shape[1], 2 * wide.shape[2], wide.shape[3])
-    expected = jax.image.resize(wide, doubled, "bilinear")[:, 2:-2, 2:-2]
-    up, down = jax.jit(layers.upsample), jax.jit(layers.downsample)
-    np.testing.assert_allclose(up(small), expected, atol=1e-6)
-    wide = jnp.pad(large, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    halved = (*wide.shape[:1], wide.shape[1] // 2, wide.shape[2] // 2, wide.shape[3])
-    expected = jax.image.resize(wide, halved, "bilinear", antialias=True)[:, 1:-1, 1:-1]
-    np.testing.assert_allclose(down(large), expected, atol=1e-6)
-    for function, x in ((up, small), (down, large)):
-        check_grads(function, (x,), 2, ["rev"], eps=1.0)  # linear, so any step is exact
 
 
 def test_a_residual_network_begins_with_its_shortcuts_alone():
