@@ -164,7 +164,7 @@ class _Loop:
         image_shape = data.images.shape[1:]
         self.stacked = count > 1 and (mesh is not None or jax.default_backend() not in IN_TURN)
         self.unstack = jax.jit(_unstack, static_argnums=1)
-        self.rate = seconds_per_operation()  # before the compiler takes the processor
+        self.rate = 0.0 if console.quiet else seconds_per_operation()  # before the compiler takes the processor
         self.worker = ThreadPoolExecutor(1)  # beside the device's calls; at first it compiles their program
         self.observer = Observer(config, data, per_epoch, self.worker, console, given)
         state = abstract(begin, mesh, count if self.stacked else None)
@@ -238,6 +238,8 @@ class _Loop:
             run.save(state, seconds)
 
     def _announce(self, lowered: Any, left: int, calls: int) -> None:
+        if self.console.quiet:
+            return  # counting operations takes a tenth of a second from the compiler
         config, step = self.config, self.config.steps - left
         operations = (lowered.cost_analysis() or {}).get("flops")
         about = f"; about {duration(operations * left * calls * self.rate)}" if operations else ""
