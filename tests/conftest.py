@@ -24,20 +24,18 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel
 
 import jax
 import numpy as np
+import programs
 import pytest
+from matplotlib.figure import Figure
 
-from psgjax import own, parts
-from psgjax import switches as methods
+from psgjax import own
 from psgjax.config import Config, Data, Method, Network, Optimizer
 from psgjax.data.dataset import Dataset, load
 from psgjax.evaluation import classifier, fitting
 from psgjax.lowering import conv
 from psgjax.method import state as states
-from psgjax.networks.table import NETWORKS
-from psgjax.runs import divergence, run, saved
-from psgjax.sources import SOURCES
 from psgjax.switches import METHODS
-from psgjax.training import loop, observer
+from psgjax.training import loop
 
 # Whoever started the tests may have signals ignored, as a shell does for what runs in the background: the tests hear them.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -55,35 +53,7 @@ gc.set_threshold(100_000, 20, 20)  # the other half is tracing, a tenth of which
 
 pytest.register_assert_rewrite("sources")  # its assertions tell what differs, as those of tests do
 
-# Tests train the same runs again and again: each program is traced and compiled once a process.
-MAKERS = [
-    *((loop, name) for name in ("make_run", "make_init", "seconds_per_operation")),
-    (saved, "make_init"),
-    *((observer, name) for name in ("make_accuracy", "make_grid", "make_batch_sampler")),
-    (run, "make_batch_sampler"),
-    *((divergence, name) for name in ("make_init", "make_run", "make_step")),
-]
-
-
-def shared(config: Config) -> Config:
-    """What a program is made from: where nothing is scheduled, it does not see how long the run is, nor ever its seed."""
-    return dataclasses.replace(config, seed=0, **({"steps": 12} if config.optimizer == Optimizer() else {}))
-
-
-def cached(maker):
-    made = functools.lru_cache(16)(maker)
-
-    @functools.wraps(maker)
-    def make(*arguments):
-        return made(*(shared(each) if isinstance(each, Config) else each for each in arguments))
-
-    make.forget = made.cache_clear
-    return make
-
-
-MADE = {maker: cached(maker) for maker in {getattr(module, name) for module, name in MAKERS}}
-for module, name in MAKERS:
-    setattr(module, name, MADE[getattr(module, name)])
+programs.share()
 
 # What runs again and again for many epochs is worth its compiler's time.
 OPTIMISED = {**conv.compiler_options(), "xla_backend_optimization_level": 1}
@@ -146,24 +116,18 @@ def pytest_runtest_protocol(item):
 def _own_parts_alone(monkeypatch):
     """What a test registers is forgotten at its end."""
     monkeypatch.setattr(own, "_loaded", {})
-    tables = [
-        methods.NAMED,
-        methods.METHODS,
-        parts.LOSSES,
-        parts.GATES,
-        parts.REGULARISERS,
-        parts.OPTIMISERS,
-        NETWORKS,
-        SOURCES,
-    ]
-    before = [dict(table) for table in tables]
+    before = [dict(table) for table in programs.TABLES]
     yield
-    if tables != before:  # the same name may be another part's tomorrow
-        for made in MADE.values():
-            made.forget()
-    for table, entries in zip(tables, before, strict=True):
+    for table, entries in zip(programs.TABLES, before, strict=True):
         table.clear()
         table.update(entries)
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_drawn_where_it_matters(request, monkeypatch):
+    """In `report`, `experiments` and tests with the mark `drawn`; others make figures and do not draw them."""
+    if request.path.parent.name not in ("report", "experiments") and not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"a figure"))
 
 
 @pytest.fixture

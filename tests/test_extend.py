@@ -58,6 +58,7 @@ def test_the_tables_have_every_field(kind):
 
 
 @pytest.mark.long
+@pytest.mark.drawn
 def test_the_file_trains_is_stopped_goes_on_to_the_same_bits_and_is_sampled_and_reported(folder, monkeypatch, capsys):
     given = command("train")
     with monkeypatch.context() as patch:

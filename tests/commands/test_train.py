@@ -114,6 +114,7 @@ def test_whatever_takes_its_time_is_shown_from_the_command_to_the_report(tmp_pat
     ]
 
 
+@pytest.mark.drawn
 def test_own_images_train_from_a_folder_and_go_on_where_it_has_moved(tmp_path, capsys):
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):

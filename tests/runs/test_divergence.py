@@ -220,6 +220,7 @@ def test_a_replica_that_fails_stops_alone_and_stays_as_it_is(images):
 
 
 @pytest.mark.uncovered
+@pytest.mark.drawn
 def test_after_one_method_has_diverged_the_others_are_trained_and_the_report_is_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--network.name", "mlp", "--network.width", "2", "--evaluation-epochs", "0", "--batch-size", "8"]

@@ -20,6 +20,7 @@ def without(line, *keys):
 
 
 @pytest.mark.uncovered
+@pytest.mark.drawn
 def test_training_logs_what_the_command_finds_and_keeps_the_best(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--network.name", "mlp", "--network.width", "8", "--batch-size", "32", "--data.train-images", "64"]
