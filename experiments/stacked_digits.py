@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from psgjax.evaluation.modes import stacked_modes
+from psgjax.evaluation.modes import class_counts, reverse_kl, stacked_modes
 
 if TYPE_CHECKING:
     from psgjax.data.dataset import Dataset
@@ -70,9 +70,14 @@ def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 
 def measure(predictions: np.ndarray) -> dict[str, Any]:
-    """Modes and KL of predictions [n, 3], ready for JSON."""
+    """Modes and KL of predictions [n, 3], ready for JSON.
+
+    `digits_kl` is the part of the KL that is of the digits of each channel alone, summed over the channels; the rest is their
+    total correlation, which independent channels do not have.
+    """
     modes, divergence = stacked_modes(predictions)
-    return {"modes": modes, "kl": round(divergence, 6)}
+    digits = sum(reverse_kl(class_counts(channel, CLASSES)) for channel in predictions.T)
+    return {"modes": modes, "kl": round(divergence, 6), "digits_kl": round(digits, 6)}
 
 
 def evaluate(folder: Path, classifier: Classifier, samples: int) -> dict[str, Any]:

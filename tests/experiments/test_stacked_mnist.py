@@ -56,6 +56,17 @@ def test_each_channel_is_classified_alone(digits):
     np.testing.assert_array_equal(predictions @ [100, 10, 1], modes)
 
 
+def test_a_kl_is_that_of_each_channels_digits_and_of_their_dependence():
+    random = np.random.default_rng(0)
+    even, odd = (random.integers(0, 5, (20_000, 3)) * 2 + start for start in (0, 1))  # independent channels, each
+    alone, mixed = stacked_digits.measure(even), stacked_digits.measure(np.concatenate([even, odd]))
+    assert alone["kl"] == pytest.approx(3 * np.log(2), abs=0.01)
+    assert alone["digits_kl"] == pytest.approx(alone["kl"], abs=0.01)
+    # Any digit is as frequent as another, but those of one image are all even or all odd.
+    assert mixed["digits_kl"] == pytest.approx(0, abs=0.01)
+    assert mixed["kl"] == pytest.approx(2 * np.log(2), abs=0.01)
+
+
 def test_the_presets():
     options = {name: stacked_mnist.Options(preset=name) for name in ("quick", "small", "pacgan", "full")}
     quick, small, pacgan, full = map(stacked_mnist.configure, options.values())
