@@ -72,8 +72,8 @@ class Begun:
 
 
 @functools.lru_cache(32)
-def begun(config, image_shape, own):
-    begin = states.make_init(config.config, image_shape)
+def begun(one, image_shape, own):
+    begin = states.make_init(one.config, image_shape)
     return begin, jax.jit(begin.__wrapped__)  # within another program a compiler is given no options
 
 
